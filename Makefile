@@ -1,0 +1,67 @@
+# What people run. Each target works on a bare clone: it sets up what it needs first.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+# What `make test` runs: folders, files or node ids, and further pytest arguments.
+TESTS ?= tests
+PYTEST_ARGS ?=
+
+.PHONY: help
+help: ## Lists the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Installs missing system packages (apt-get) and .venv; instant when nothing is missing.
+	@tools/setup.sh
+
+.PHONY: packages
+packages:
+	@tools/setup.sh --python-only
+
+.PHONY: demo
+demo: setup ## Starts the stack, tells the whole story of a coupon over HTTPS and gRPC, stops.
+	@$(BIN)/meshctl demo
+
+.PHONY: up
+up: setup ## Starts the local stack and stays in front of it; Ctrl-C stops it.
+	@$(BIN)/meshctl up
+
+.PHONY: test
+test: setup ## Runs unit, contract and integration tests (TESTS=tests/unit for some of them).
+	@mkdir -p build && rm -f build/tests.xml
+	@status=0; $(BIN)/pytest $(TESTS) --junit-xml=build/tests.xml $(PYTEST_ARGS) || status=$$?; \
+	  $(BIN)/python tools/test_summary.py build/tests.xml || status=$$?; exit $$status
+
+.PHONY: lint
+lint: packages ## Checks style, types, imports, the contract, generated files and texts.
+	@$(BIN)/python tools/lint.py
+
+.PHONY: format
+format: packages ## Formats Python and protos in place.
+	@$(BIN)/ruff check -q --fix-only .
+	@$(BIN)/ruff format -q .
+	@$(BIN)/buf format -w protos
+
+.PHONY: gen
+gen: packages ## Generates gen/ from protos/.
+	@$(BIN)/python tools/gen.py
+	@if [ -e tools/reference.py ]; then $(BIN)/python tools/reference.py; fi
+
+.PHONY: baseline
+baseline: packages ## Records today's contract as the one that `make lint` guards; for a release.
+	@$(BIN)/python tools/breaking.py --record
+
+.PHONY: sdk
+sdk: packages ## Builds dist/couponmesh_sdk-*.whl: the stubs without the services.
+	@$(BIN)/python tools/sdk.py
+
+.PHONY: lock
+lock: packages ## Pins requirements.lock from pyproject.toml (UPGRADE=1 takes the newest versions).
+	@UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile -q pyproject.toml --extra stack --extra dev \
+	  --universal --python-version 3.11 --generate-hashes $(if $(UPGRADE),--upgrade) -o requirements.lock
+
+.PHONY: clean
+clean: ## Removes what was built and cached; leaves .venv and the stack's data.
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
