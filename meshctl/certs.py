@@ -1,0 +1,28 @@
+"""`meshctl certs`: makes the development certificate when needed and says where it is."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meshctl.edge.certificates import ensure_certificate, make_certificate
+
+
+def certs(
+    renew: Annotated[bool, typer.Option("--renew", help="Make a new one now; Envoy shows it after a restart.")] = False,
+    mesh: Annotated[Path, typer.Option(help="The stack's folder.")] = Path(".mesh"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Prints the paths of the listener's certificate and of the authority that clients must trust."""
+    folder = mesh / "certs"
+    files = make_certificate(folder, now=dt.datetime.now(dt.UTC)) if renew else ensure_certificate(folder)
+    paths = {"authority": str(files.authority), "certificate": str(files.chain), "private_key": str(files.private_key)}
+    if as_json:
+        print(json.dumps(paths))
+        return
+    for name, path in paths.items():
+        print(f"{name.replace('_', ' '):<12} {path}")

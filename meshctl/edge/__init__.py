@@ -1,0 +1,1 @@
+"""The edge: Envoy's configuration, its development certificate and its development tokens."""
