@@ -1,0 +1,1 @@
+"""What stands behind risk_svc's ports in production."""

@@ -1,0 +1,1 @@
+"""The use cases of risk_svc and the ports they need."""

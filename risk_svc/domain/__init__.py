@@ -1,0 +1,1 @@
+"""What risk_svc decides, without I/O: operations, windows and the rules that tie them together."""
