@@ -1,0 +1,150 @@
+"""Use cases around batches: make one, look at one, block one; and the cache through which the hot path reads them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from coupon_svc.app.ports import Call, Clock, Ids, Store, Unit
+from coupon_svc.app.requests import run_once
+from coupon_svc.domain.batch import Batch, BlockScope
+from coupon_svc.domain.routing import home_shard, id_shard
+from coupon_svc.domain.terms import Terms, check_terms
+from meshkit.errors import MeshError
+
+# A block must be obeyed everywhere within one second.
+BATCH_CACHE_TTL_MS = 500
+# Terms are immutable; the bound only limits memory.
+MAX_CACHED = 10_000
+
+Encode = Callable[[Batch, Terms], bytes]
+_Value = TypeVar("_Value")
+
+
+class BatchCache:
+    """Batches, at most half a second old, and terms, which never change."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        """Reads through to `store`."""
+        self._store = store
+        self._clock = clock
+        self._batches: dict[str, tuple[int, Batch]] = {}
+        self._terms: dict[str, Terms] = {}
+
+    async def batches(self, batch_ids: Iterable[str]) -> Mapping[str, Batch]:
+        """Batches by id.
+
+        Raises:
+            MeshError: BATCH_NOT_FOUND.
+        """
+        now_ms = self._clock()
+        wanted = set(batch_ids)
+        stale = [
+            batch_id
+            for batch_id in wanted
+            if (cached := self._batches.get(batch_id)) is None or not 0 <= now_ms - cached[0] < BATCH_CACHE_TTL_MS
+        ]
+        for batch_id, batch in zip(stale, await asyncio.gather(*map(self._store.get_batch, stale)), strict=True):
+            if batch is None:
+                raise MeshError("BATCH_NOT_FOUND", batch_id=batch_id)
+            _bounded(self._batches)[batch_id] = (now_ms, batch)
+        return {batch_id: self._batches[batch_id][1] for batch_id in wanted}
+
+    async def batch(self, batch_id: str) -> Batch:
+        """One batch; raises MeshError BATCH_NOT_FOUND."""
+        return (await self.batches([batch_id]))[batch_id]
+
+    async def terms(self, terms_ids: Iterable[str]) -> Mapping[str, Terms]:
+        """Terms by id."""
+        wanted = set(terms_ids)
+        missing = [terms_id for terms_id in wanted if terms_id not in self._terms]
+        for terms_id, terms in zip(missing, await asyncio.gather(*map(self._store.get_terms, missing)), strict=True):
+            if terms is None:
+                raise LookupError(f"coupon_terms has no row {terms_id}")
+            _bounded(self._terms)[terms_id] = terms
+        return {terms_id: self._terms[terms_id] for terms_id in wanted}
+
+    async def terms_of(self, batch: Batch) -> Terms:
+        """The terms of a batch."""
+        return (await self.terms([batch.terms_id]))[batch.terms_id]
+
+    def forget(self, batch_id: str) -> None:
+        """Drops a batch that this process changed."""
+        self._batches.pop(batch_id, None)
+
+
+def _bounded(cache: dict[str, _Value]) -> dict[str, _Value]:
+    if len(cache) >= MAX_CACHED:
+        cache.clear()
+    return cache
+
+
+class Batches:
+    """Makes, shows and blocks batches."""
+
+    def __init__(self, store: Store, cache: BatchCache, ids: Ids, clock: Clock) -> None:
+        """All adapters arrive here."""
+        self._store = store
+        self._cache = cache
+        self._ids = ids
+        self._clock = clock
+
+    async def create(
+        self, call: Call, *, name: str, terms: Terms, total_quantity: int | None, code_length: int, encode: Encode
+    ) -> bytes:
+        """Makes a batch in the caller's home shard and gives the encoded reply.
+
+        Raises:
+            MeshError: BATCH_TERMS_INVALID, IDEMPOTENCY_KEY_REUSED.
+        """
+        shard = home_shard(call.caller)
+
+        async def work(unit: Unit) -> bytes:
+            now_ms = self._clock()
+            check_terms(terms, now_ms=now_ms)
+            batch = Batch(
+                batch_id=f"{self._ids.next(shard):019d}",
+                terms_id=f"{self._ids.next(shard):019d}",
+                name=name,
+                total_quantity=total_quantity,
+                issued_quantity=0,
+                code_length=code_length,
+                block_scope=BlockScope.NONE,
+                create_time_ms=now_ms,
+            )
+            await unit.insert_batch(batch, terms)
+            return encode(batch, terms)
+
+        return await run_once(self._store, call.key(shard), call.request_hash, self._clock, work)
+
+    async def get(self, batch_id: str) -> tuple[Batch, Terms]:
+        """A batch as it is now.
+
+        Raises:
+            MeshError: BATCH_NOT_FOUND.
+        """
+        batch = await self._store.get_batch(batch_id)
+        if batch is None:
+            raise MeshError("BATCH_NOT_FOUND", batch_id=batch_id)
+        return batch, await self._cache.terms_of(batch)
+
+    async def block(self, call: Call, *, batch_id: str, scope: BlockScope, encode: Encode) -> bytes:
+        """Changes what is blocked and gives the encoded reply.
+
+        Raises:
+            MeshError: BATCH_NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
+        """
+        _, terms = await self.get(batch_id)
+
+        async def work(unit: Unit) -> bytes:
+            batch = await unit.lock_batch(batch_id)
+            if batch is None:
+                raise MeshError("BATCH_NOT_FOUND", batch_id=batch_id)
+            await unit.set_block_scope(batch_id, scope)
+            return encode(replace(batch, block_scope=scope), terms)
+
+        response = await run_once(self._store, call.key(id_shard(batch_id)), call.request_hash, self._clock, work)
+        self._cache.forget(batch_id)
+        return response

@@ -1,0 +1,63 @@
+"""Makes a mutation of one shard repeatable: recorded with its effect, replayed to its retries."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from coupon_svc.app.ports import Clock, Recorded, RequestKey, Store, Unit
+from meshkit.errors import MeshError
+from meshkit.mysql_errors import CommitOutcomeUnknown, Deadlock, DuplicateKey
+
+# A twin costs one rerun, a deadlock or a lost COMMIT reply rarely more.
+MAX_RUNS = 4
+
+
+def replay(recorded: Recorded, key: RequestKey, request_hash: bytes) -> bytes:
+    """The recorded response, byte for byte.
+
+    Raises:
+        MeshError: IDEMPOTENCY_KEY_REUSED when the payload differs.
+    """
+    if recorded.request_hash != request_hash:
+        raise MeshError("IDEMPOTENCY_KEY_REUSED", request_id=key.request_id)
+    return recorded.response
+
+
+async def refuse_moved(unit: Unit, shards: set[int]) -> None:
+    """Holds shards where they are until commit.
+
+    Raises:
+        MeshError: SHARD_MOVED when this process may not write one of them.
+    """
+    for shard in await unit.fence(shards):
+        raise MeshError("SHARD_MOVED", shard=str(shard))
+
+
+async def run_once(
+    store: Store,
+    key: RequestKey,
+    request_hash: bytes,
+    clock: Clock,
+    work: Callable[[Unit], Awaitable[bytes]],
+) -> bytes:
+    """Runs `work` in one transaction together with its record, or replays what it answered before.
+
+    `work` gives the response and may be run again after a duplicate key, a deadlock or a COMMIT whose outcome is
+    unknown; each run starts with the record, so the effect happens once.
+
+    Raises:
+        MeshError: IDEMPOTENCY_KEY_REUSED, or what `work` raises.
+    """
+    for _ in range(MAX_RUNS):
+        try:
+            async with store.unit(key.shard) as unit:
+                recorded = (await unit.recorded([key])).get(key)
+                if recorded is not None:
+                    return replay(recorded, key, request_hash)
+                await refuse_moved(unit, {key.shard})
+                response = await work(unit)
+                await unit.record([(key, Recorded(request_hash, response))], clock())
+        except (DuplicateKey, Deadlock, CommitOutcomeUnknown):
+            continue
+        return response
+    raise MeshError("UNAVAILABLE", part="mysql")

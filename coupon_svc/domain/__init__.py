@@ -1,0 +1,1 @@
+"""Coupons as facts and rules: no I/O, no clock, no identifiers of its own making."""

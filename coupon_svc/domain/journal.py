@@ -1,0 +1,95 @@
+"""The journal of a coupon: rows chained by a keyed hash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+# What the first row of a coupon is chained to.
+FIRST_HASH = bytes(32)
+
+
+class JournalKind(IntEnum):
+    """What a journal row records; the numbers of coupon_journal.kind."""
+
+    ISSUED = 1
+    IMPORTED = 2
+    ACTIVATION_MARKED = 3
+    ACTIVATED = 4
+    CONSUMED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Who changed a coupon, with which request, and when."""
+
+    caller: str
+    request_id: str
+    trace_id: str
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalRow:
+    """One state change. `seq` is the coupon's version afterwards; amounts are fen, `amount_minor` is signed."""
+
+    shard: int
+    coupon_id: str
+    seq: int
+    kind: JournalKind
+    status_before: int
+    status_after: int
+    user_id: int
+    origin: Origin
+    balance_after_minor: int
+    amount_minor: int = 0
+    order_amount_minor: int = 0
+    deduction_minor: int = 0
+    merchant_id: str = ""
+    order_id: str = ""
+    transaction_id: str | None = None
+    original_transaction_id: str | None = None
+    settlement_held: bool = False
+    lock_fence: int | None = None
+    prev_hash: bytes
+    key_id: str = ""
+    hash: bytes = b""
+
+    def chained_bytes(self) -> bytes:
+        """What the hash covers: every field but the hash and the key it was made with, each with its length, in a fixed order."""
+        fields = (
+            self.shard,
+            self.coupon_id,
+            self.seq,
+            int(self.kind),
+            self.status_before,
+            self.status_after,
+            self.user_id,
+            self.amount_minor,
+            self.order_amount_minor,
+            self.deduction_minor,
+            self.balance_after_minor,
+            self.merchant_id,
+            self.order_id,
+            self.transaction_id or "",
+            self.original_transaction_id or "",
+            int(self.settlement_held),
+            "" if self.lock_fence is None else self.lock_fence,
+            self.origin.caller,
+            self.origin.request_id,
+            self.origin.trace_id,
+            self.origin.time_ms,
+            self.prev_hash.hex(),
+        )
+        return "".join(f"{len(text)}:{text}" for text in map(str, fields)).encode()
+
+
+# Given bytes, answers the id of the audit key and the 32-byte HMAC under it.
+Sign = Callable[[bytes], tuple[str, bytes]]
+
+
+def sealed(row: JournalRow, sign: Sign) -> JournalRow:
+    """The row with its hash, and the id of the key that made it."""
+    key_id, mac = sign(row.chained_bytes())
+    return replace(row, key_id=key_id, hash=mac)

@@ -1,0 +1,130 @@
+"""The terms of a batch: what a coupon is worth, where and when."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from coupon_svc.domain.money import discounted_minor, format_yuan
+from meshkit.errors import MeshError
+
+DEFAULT_TIME_ZONE = "Asia/Shanghai"
+
+
+@dataclass(frozen=True, slots=True)
+class Discount:
+    """折扣券: `rate_e4` / 10,000 of the order stays to pay; at most `max_deduction_minor` is taken off."""
+
+    rate_e4: int
+    max_deduction_minor: int | None = None
+    min_amount_minor: int = 0
+
+    def deduction_minor(self, amount_minor: int) -> int:
+        """What the coupon takes off an order, in fen."""
+        taken = discounted_minor(amount_minor, self.rate_e4)
+        return taken if self.max_deduction_minor is None else min(taken, self.max_deduction_minor)
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """满减券: `reduce_minor` off an order of at least `min_amount_minor`."""
+
+    min_amount_minor: int
+    reduce_minor: int
+
+    def deduction_minor(self, amount_minor: int) -> int:
+        """What the coupon takes off an order, in fen."""
+        return min(self.reduce_minor, amount_minor)
+
+
+@dataclass(frozen=True, slots=True)
+class CashVoucher:
+    """代金券: `face_value_minor` off, but never more than is left to pay; used once, no change given."""
+
+    face_value_minor: int
+    min_amount_minor: int = 0
+
+    def deduction_minor(self, amount_minor: int) -> int:
+        """What the coupon takes off an order, in fen."""
+        return min(self.face_value_minor, amount_minor)
+
+
+@dataclass(frozen=True, slots=True)
+class GiftCard:
+    """礼品卡: a balance, spent in parts until it is zero."""
+
+    balance_minor: int
+
+
+Kind = Discount | Threshold | CashVoucher | GiftCard
+_KINDS: dict[str, type[Discount] | type[Threshold] | type[CashVoucher] | type[GiftCard]] = {
+    "discount": Discount,
+    "threshold": Threshold,
+    "cash_voucher": CashVoucher,
+    "gift_card": GiftCard,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one batch promises. The period is [valid_from_ms, expires_at_ms), in milliseconds since 1970 UTC."""
+
+    kind: Kind
+    expires_at_ms: int
+    valid_from_ms: int | None = None
+    time_zone: str = DEFAULT_TIME_ZONE
+    merchant_ids: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def opening_balance_minor(self) -> int:
+        """The balance of a new coupon: that of a gift card, zero for every other kind."""
+        return self.kind.balance_minor if isinstance(self.kind, GiftCard) else 0
+
+    def to_json(self) -> str:
+        """The stored form; the same terms always give the same text."""
+        return json.dumps(
+            {
+                "kind": _NAMES[type(self.kind)],
+                **asdict(self.kind),
+                "expires_at_ms": self.expires_at_ms,
+                "valid_from_ms": self.valid_from_ms,
+                "time_zone": self.time_zone,
+                "merchant_ids": sorted(self.merchant_ids),
+            },
+            sort_keys=True,
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Terms:
+        """Reads what `to_json` wrote."""
+        stored: dict[str, Any] = json.loads(text)
+        kind = _KINDS[stored.pop("kind")]
+        own = {name: stored.pop(name) for name in kind.__dataclass_fields__}
+        return cls(kind=kind(**own), **{**stored, "merchant_ids": frozenset(stored["merchant_ids"])})
+
+
+def check_terms(terms: Terms, *, now_ms: int) -> None:
+    """Refuses terms that contradict themselves.
+
+    Raises:
+        MeshError: BATCH_TERMS_INVALID with the `problem`.
+    """
+    if terms.expires_at_ms <= now_ms:
+        raise MeshError("BATCH_TERMS_INVALID", problem="expires_at is in the past")
+    if terms.valid_from_ms is not None and terms.valid_from_ms >= terms.expires_at_ms:
+        raise MeshError("BATCH_TERMS_INVALID", problem="valid_from must be before expires_at")
+    try:
+        ZoneInfo(terms.time_zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
+        raise MeshError("BATCH_TERMS_INVALID", problem=f"time_zone {terms.time_zone} is not known") from exc
+    kind = terms.kind
+    if isinstance(kind, Threshold) and kind.reduce_minor >= kind.min_amount_minor:
+        raise MeshError(
+            "BATCH_TERMS_INVALID",
+            problem=f"reduce {format_yuan(kind.reduce_minor)} must be below min_amount "
+            f"{format_yuan(kind.min_amount_minor)}",
+        )
