@@ -1,27 +1,20 @@
-#!lua
 -- Decides on a batch of operations against sliding windows and counts them, all in one indivisible pass.
 --
--- The first line makes Redis refuse the script as a whole, before its first write, when it is out of memory or when a
--- key belongs to another slot.
+-- KEYS[1..] the record of each operation, in the order of the batch; then the windows, each once. All carry one hash
+--   tag, so that a batch falls into one slot of a cluster.
+-- ARGV[1] now in milliseconds; empty: the server's own clock, which every caller then shares
+-- ARGV[2] how long a record is kept, in milliseconds
+-- ARGV[3] the number of operations
+-- ARGV[4] the steps, as numbers with spaces between (one argument, since a thousand small ones cost a millisecond): for
+--   each operation the number of its steps, and for each step its effect (1 SPEND, 2 MARK, 3 WATCH), the ordinal of its
+--   limit, the index in KEYS of its window
+-- ARGV[5..] for each limit: its rule, its limit, window_ms, bucket_ms
+-- Output: for each operation a string: "0" or "1" (1: replayed), then the rules that refused, joined by ","
 --
--- KEYS  1..operations   the record of each operation, in the order of the batch
---       then            the windows, each once
---       All keys carry one hash tag, so the batch falls into one slot of a cluster.
---
--- ARGV  1  now in milliseconds; empty: the server's own clock (every caller then shares one clock)
---       2  how long a record is kept, in milliseconds
---       3  the number of operations
---       4  the number of limits; then for each limit
---            its rule, its limit, window_ms, bucket_ms
---       then for each operation the number of its steps; then for each step
---            its effect (1 SPEND, 2 MARK, 3 WATCH), the ordinal of its limit, the index in KEYS of its window
---
--- Stored
---   record  string: the rules that refused, joined by ","; empty when allowed. Expires after ARGV 2.
---   window  hash: first millisecond of a bucket -> events in it; field "t" while it is tripped. It holds at most
---           ceil(window_ms / bucket_ms) + 1 buckets, and expires when its last bucket has gone.
---
--- Output  for each operation a string: "0" or "1" (1: replayed), then the rules that refused, joined by ","
+-- A record is a string: the rules that refused, joined by ","; empty when allowed. It expires after ARGV[2].
+-- A window is a hash: first millisecond of a bucket -> events in it; and a field "t" while it is tripped. It holds at
+-- most ceil(window_ms / bucket_ms) + 1 buckets, and expires when its last bucket has gone.
+-- When Redis is out of memory it refuses the first write, so a batch is stored whole or not at all.
 
 local SPEND, MARK, WATCH = 1, 2, 3
 local TRIPPED = 't'
@@ -34,21 +27,20 @@ end
 local record_ttl_ms = ARGV[2]
 local operations = tonumber(ARGV[3])
 
-local at = 4
-local function take()
-  local value = ARGV[at]
-  at = at + 1
-  return value
-end
 
 local limits = {}
-for ordinal = 1, tonumber(take()) do
-  limits[ordinal] = {
-    rule = take(),
-    limit = tonumber(take()),
-    window_ms = tonumber(take()),
-    bucket_ms = tonumber(take()),
+for at = 5, #ARGV, 4 do
+  limits[#limits + 1] = {
+    rule = ARGV[at],
+    limit = tonumber(ARGV[at + 1]),
+    window_ms = tonumber(ARGV[at + 2]),
+    bucket_ms = tonumber(ARGV[at + 3]),
   }
+end
+
+local next_number = string.gmatch(ARGV[4], '%d+')
+local function take()
+  return tonumber(next_number())
 end
 
 local windows = {}
@@ -93,14 +85,15 @@ local function count(window)
   window.dirty = true
 end
 
+local records = redis.call('MGET', unpack(KEYS, 1, operations))
 local decisions = {}
 for operation = 1, operations do
   local steps = {}
-  for ordinal = 1, tonumber(take()) do
-    steps[ordinal] = { effect = tonumber(take()), limit = limits[tonumber(take())], index = tonumber(take()) }
+  for ordinal = 1, take() do
+    steps[ordinal] = { effect = take(), limit = limits[take()], index = take() }
   end
 
-  local record = redis.call('GET', KEYS[operation])
+  local record = records[operation]
   if record then
     decisions[operation] = '1' .. record
   else

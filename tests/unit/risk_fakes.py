@@ -49,14 +49,14 @@ class _Window:
     buckets: Counter[int] = field(default_factory=Counter)
     tripped: bool = False
 
-    def age(self, limit: WindowLimit, now_ms: int) -> None:
+    def at(self, limit: WindowLimit, now_ms: int) -> "_Window":
+        """What is left of it now; events of the future, after a clock stepped back, count as of now."""
         present_ms = limit.bucket_start_ms(now_ms)
         live: Counter[int] = Counter()
         for start_ms, events in self.buckets.items():
             if limit.is_live(start_ms, now_ms):
                 live[min(start_ms, present_ms)] += events
-        self.buckets = live
-        self.tripped = self.tripped and bool(live)
+        return _Window(live, self.tripped and bool(live))
 
     def count(self, limit: WindowLimit, now_ms: int) -> None:
         self.buckets[limit.bucket_start_ms(now_ms)] += 1
@@ -87,19 +87,23 @@ class MemoryWindows:
         if known is not None:
             return Decision(known.refused_by, replayed=True)
         refused_by = []
+        spends = []
         for step in check.steps:
-            window = self._windows.setdefault((step.limit.rule, step.subject), _Window())
-            window.age(step.limit, now_ms)
+            key = (step.limit.rule, step.subject)
+            window = self._windows.get(key, _Window()).at(step.limit, now_ms)
             if step.effect is Effect.MARK:
                 window.count(step.limit, now_ms)
                 window.tripped = window.tripped or window.buckets.total() > step.limit.limit
+                self._windows[key] = window
+            elif step.effect is Effect.SPEND:
+                spends.append((key, window, step.limit))
             full = step.effect is Effect.SPEND and window.buckets.total() >= step.limit.limit
             if full or (step.effect is not Effect.SPEND and window.tripped):
                 refused_by.append(step.limit.rule)
         if not refused_by:
-            for step in check.steps:
-                if step.effect is Effect.SPEND:
-                    self._windows[step.limit.rule, step.subject].count(step.limit, now_ms)
+            for key, window, limit in spends:
+                window.count(limit, now_ms)
+                self._windows[key] = window
         decision = Decision(tuple(refused_by))
         self._records[check.identity] = decision
         return decision
