@@ -7,8 +7,10 @@ from risk_svc.app.ports import Observer, Windows
 from risk_svc.domain.operations import Decision, Operation, ensure_distinct
 from risk_svc.domain.rules import Rules
 
-REPLY_MARGIN_S = 0.002
-"""What is kept of the caller's time for the way back: a decision that arrives too late was counted for nothing."""
+REPLY_SHARE = 0.2
+REPLY_MIN_S = 0.002
+"""What is kept of the caller's time for the way back, a share of it and at least this much: an answer that comes after
+the deadline is none, and tells the caller less than WINDOWS_UNAVAILABLE does."""
 
 
 class AssessBatch:
@@ -41,7 +43,7 @@ class AssessBatch:
             MeshError: OPERATION_DUPLICATED; WINDOWS_UNAVAILABLE when the windows can't answer in time.
         """
         ensure_distinct(operations)
-        timeout_s = min(self._windows_timeout_s, remaining_s - REPLY_MARGIN_S)
+        timeout_s = min(self._windows_timeout_s, remaining_s - max(REPLY_MIN_S, remaining_s * REPLY_SHARE))
         if timeout_s <= 0:
             self._observer.windows_failed("timeout")
             raise MeshError("WINDOWS_UNAVAILABLE")
