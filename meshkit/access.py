@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,7 @@ class AccessRule:
         return found
 
 
-def let_in(ownerships: list[int], principal: Principal, request: Any) -> bool:
+def let_in(ownerships: Sequence[int], principal: Principal, request: Any) -> bool:
     """Checks ownership; gives True when only the stored owner, which the use case compares, can decide.
 
     Args:

@@ -18,7 +18,7 @@ DOMAIN = "couponmesh"
 DETAILS_KEY = "grpc-status-details-bin"
 REASON_PREFIX = "ERROR_REASON_"
 # gRPC peers drop trailers above 8 KiB, and base64 adds a third; these bounds keep the largest status near 5 KB.
-MAX_VALUE_CHARACTERS = 128
+MAX_VALUE_BYTES = 128
 MAX_METADATA_ENTRIES = 8
 MAX_VIOLATIONS = 8
 
@@ -93,6 +93,14 @@ class ErrorTable:
         """Every reason that the table knows."""
         return tuple(self._specs)
 
+    def specification(self, reason: str) -> error_spec_pb2.ErrorSpec:
+        """What the contract says about a reason.
+
+        Raises:
+            KeyError: The table lacks it.
+        """
+        return self._specs[reason]
+
     def status(self, error: MeshError, trace_id: str) -> WireStatus:
         """The status of `error`; a reason that the table lacks becomes INTERNAL.
 
@@ -136,4 +144,8 @@ def _pack(status: status_pb2.Status, detail: Message) -> None:
 
 
 def _cut(value: str) -> str:
-    return value if len(value) <= MAX_VALUE_CHARACTERS else value[: MAX_VALUE_CHARACTERS - 1] + "…"
+    encoded = value.encode()
+    if len(encoded) <= MAX_VALUE_BYTES:
+        return value
+    ellipsis = "…"
+    return encoded[: MAX_VALUE_BYTES - len(ellipsis.encode())].decode(errors="ignore") + ellipsis
