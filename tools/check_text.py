@@ -1,4 +1,4 @@
-"""Refuses tracked text that ties the project to one machine or one package host, or that a merge left behind.
+"""Refuses tracked text that names one machine or package host, that a merge left behind, or that links to nowhere.
 
 Usage: python tools/check_text.py
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 
 # Generated and third-party files are as their authors made them.
 EXEMPT = ("gen/", "vendor/", "LICENSE")
+# The target of a Markdown link, without its fragment; links within a page have none.
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 PROBLEMS = {
     "a path of one machine": re.compile(r"(?<![A-Za-z0-9_.~}*-])[/](?:root|work|home|Users)/[\w.]"),
     "the address of a package host": re.compile(
@@ -32,6 +34,17 @@ def problems_in(name: str, text: str) -> list[str]:
     ]
 
 
+def dead_links_in(name: str, text: str) -> list[str]:
+    """One line for each relative link of a Markdown file whose target isn't there."""
+    lines = enumerate(text.split("\n"), start=1)
+    links = [(number, link) for number, line in lines for link in LINK.findall(line)]
+    return [
+        f"{name}:{number}: a link to nowhere: {link}"
+        for number, link in links
+        if "://" not in link and "…" not in link and not (Path(name).parent / link).exists()
+    ]
+
+
 def tracked_files() -> list[str]:
     """Files that git tracks or would add, without the exempt ones."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -46,7 +59,10 @@ def main() -> int:
         content = Path(name).read_bytes()
         if b"\0" in content:
             continue
-        found += problems_in(name, content.decode("utf-8", errors="replace"))
+        text = content.decode("utf-8", errors="replace")
+        found += problems_in(name, text)
+        if name.endswith(".md"):
+            found += dead_links_in(name, text)
     print("\n".join(found), end="\n" if found else "")
     return 1 if found else 0
 

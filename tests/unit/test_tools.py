@@ -114,6 +114,7 @@ def test_a_forbidden_import_is_refused(tmp_path: Path, run: Run, module: str, li
         ("cd " + "/root" + "/x", "a path of one machine"),
         ("see https://" + "pypi.org/simple", "the address of a package host"),
         ("<" * 7 + " HEAD", "a leftover of a merge"),
+        ("[page](docs/gone.md#part)", "a link to nowhere: docs/gone.md"),
         ("word ", "white space at the end of the line"),
     ],
 )
