@@ -24,7 +24,7 @@ class RiskServicer(RiskServiceServicer):
     def __init__(self, assess_batch: AssessBatch) -> None:
         self._assess_batch = assess_batch
 
-    async def AssessBatch(  # noqa: N802 - the name is the contract's
+    async def AssessBatch(
         self,
         request: pb.AssessBatchRequest,
         context: aio.ServicerContext[pb.AssessBatchRequest, Awaitable[pb.AssessBatchResponse]],

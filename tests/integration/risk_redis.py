@@ -16,15 +16,21 @@ from redis.exceptions import RedisError
 _START_TIMEOUT_S = 10.0
 
 
+def free_port() -> int:
+    """A port of loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class RedisServer:
     """One redis-server on loopback that keeps nothing on disk."""
 
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -32,6 +38,7 @@ class RedisServer:
         program = shutil.which("redis-server")
         assert program, "redis-server is not installed"
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
+        options += self._options
         with (self._folder / "redis.log").open("ab") as log:
             self._process = subprocess.Popen([program, *options], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + _START_TIMEOUT_S

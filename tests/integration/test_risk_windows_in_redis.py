@@ -5,10 +5,12 @@ import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from meshkit.crypto import Keyring
 from meshkit.errors import MeshError
@@ -17,7 +19,7 @@ from risk_svc.adapters.redis_windows import HASH_TAG, RedisWindows
 from risk_svc.domain.operations import Kind, Operation
 from risk_svc.domain.rules import Rules
 from risk_svc.domain.windows import Check, Effect, Step, WindowLimit
-from tests.integration.risk_redis import RedisServer
+from tests.integration.risk_redis import RedisServer, free_port
 from tests.unit.risk_fakes import HandClock, MemoryWindows, NotingObserver
 from tests.unit.risk_windows_contract import (
     ALLOWED,
@@ -154,6 +156,33 @@ async def test_every_key_falls_into_one_cluster_slot(windows: RedisWindows, stor
     assert {str(key).partition(":")[0] for key in keys} == {HASH_TAG}
 
 
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[RedisServer]:
+    """One node that serves all slots; it refuses a command over several slots as any cluster does."""
+    server = RedisServer(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    try:
+        server.start()
+        with server.client() as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)  # type: ignore[no-untyped-call]  # redis-py
+            deadline = time.monotonic() + 10.0
+            while client.cluster("INFO")["cluster_state"] != "ok":
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        yield server
+    finally:
+        server.kill()
+
+
+async def test_a_cluster_takes_a_whole_batch(cluster: RedisServer, observer: NotingObserver) -> None:
+    with cluster.client() as client, pytest.raises(ResponseError, match="slot"):
+        client.mget(["a", "b", "c"])
+    redis = open_redis(cluster.url, timeout_s=TIMEOUT_S)
+    windows = RedisWindows(redis, KEYRING, replay_ttl_ms=REPLAY_TTL_MS, observer=observer)
+    batch = [spend(f"user-{number}") for number in range(128)]
+    assert await windows.assess(batch, timeout_s=TIMEOUT_S) == [ALLOWED] * 128
+    await redis.aclose()
+
+
 async def test_no_personal_value_and_no_id_stands_in_redis_in_clear(
     windows: RedisWindows, stored: BlockingRedis
 ) -> None:
@@ -207,6 +236,20 @@ async def test_a_tripped_window_stays_within_its_bound_and_expires(
     assert stored.hget(window_key, "t") == "1"
     assert stored.hlen(window_key) <= 30_000 // 1_000 + 2
     assert 0 < stored.pttl(window_key) <= GUESSING.ttl_ms
+
+
+async def test_an_operation_is_a_new_one_when_its_record_has_expired(redis: Redis, observer: NotingObserver) -> None:
+    forgetful = RedisWindows(redis, KEYRING, replay_ttl_ms=100, observer=observer)
+    repeated = spend(operation="repeated")
+    started = time.monotonic()
+    assert await one(forgetful, repeated) == ALLOWED
+    replays = 0
+    while (await one(forgetful, repeated)).replayed:
+        replays += 1
+        assert time.monotonic() - started < 5.0
+        await asyncio.sleep(0.005)
+    assert time.monotonic() - started >= 0.095
+    assert replays > 0
 
 
 async def test_reading_writes_no_window(windows: RedisWindows, stored: BlockingRedis) -> None:
