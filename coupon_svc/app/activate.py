@@ -21,9 +21,6 @@ from coupon_svc.app.ports import (
     Clock,
     CodeBook,
     Ids,
-    RiskAbsentError,
-    RiskGate,
-    RiskQuestion,
     Store,
     StoredCoupon,
     Unit,
@@ -63,7 +60,6 @@ class ActivateCoupon:
         batches: BatchCache,
         mint: Mint,
         codes: CodeBook,
-        risk: RiskGate,
         ids: Ids,
         sign: Sign,
         clock: Clock,
@@ -74,7 +70,6 @@ class ActivateCoupon:
         self._batches = batches
         self._mint = mint
         self._codes = codes
-        self._risk = risk
         self._ids = ids
         self._sign = sign
         self._clock = clock
@@ -87,7 +82,7 @@ class ActivateCoupon:
                 ACCOUNT_FROZEN, RISK_REJECTED, IDEMPOTENCY_KEY_REUSED.
         """
         call = command.call
-        await self._refuse_guesser(call)
+        await self._directory.refuse_guesser(call)
         await self._directory.by_code(command.code, call)
         origin_id = await self._directory.coupon_id_of(command.code)
         key = call.key(user_shard(command.user_id))
@@ -105,21 +100,6 @@ class ActivateCoupon:
         if answer is None:
             raise MeshError("COUPON_ALREADY_ACTIVATED", coupon_id=binding.coupon_id)
         return answer
-
-    async def _refuse_guesser(self, call: Call) -> None:
-        question = RiskQuestion(
-            operation_id=f"activate:{call.caller}:{call.request_id}:{call.trace_id}",
-            kind="LOOKUP",
-            caller=call.caller,
-            client=call.client,
-            by_code=True,
-        )
-        try:
-            (answer,) = await self._risk.assess([question])
-        except RiskAbsentError:
-            return
-        if not answer.allowed:
-            raise MeshError("RISK_REJECTED", rules=",".join(answer.rules))
 
     async def _marked(self, command: ActivateCommand, coupon_id: str, *, may_mark: bool) -> StoredCoupon:
         """The unactivated coupon with a mark on it: the one found there, or a new one for this command."""
@@ -172,9 +152,7 @@ class ActivateCoupon:
         await unit.update_coupons([VersionedUpdate.follow(coupon, coupon, row)])
         await unit.append_journal([row])
 
-    async def _insert(
-        self, stored: StoredCoupon, binding: Binding, command: ActivateCommand | None
-    ) -> bytes | None:
+    async def _insert(self, stored: StoredCoupon, binding: Binding, command: ActivateCommand | None) -> bytes | None:
         """Adds the coupon under its lasting id unless it is there; `command` is given when the mark is its own."""
         origin = await self._origin_of_mark(stored)
         batch = await self._batches.batch(stored.coupon.batch_id)

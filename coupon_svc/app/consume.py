@@ -158,9 +158,10 @@ class ConsumeCoupon:
         try:
             fresh = await self._answer_recorded(entries)
             tokens = await self._lock(fresh)
+            held = _without_contended(fresh, tokens)
             try:
-                await self._assess(_open(fresh))
-                await self._commit(_open(fresh), tokens)
+                await self._assess(held)
+                await self._commit([entry for entry in held if not entry.done], tokens)
             finally:
                 await self._locks.release({key: token for key, token in tokens.items() if token is not None})
         except (DatabaseUnavailable, CommitOutcomeUnknown) as error:
@@ -178,28 +179,15 @@ class ConsumeCoupon:
         return fresh
 
     async def _lock(self, entries: Sequence[_Entry]) -> dict[str, Token | None]:
-        """Locks the coupons; a request whose coupon is locked elsewhere leaves the group and comes back."""
+        """Locks the coupons, one token each; None where another process holds the lock. Empty when Redis is away."""
         keys = {LOCK_PREFIX + entry.item.facts.coupon_id for entry in entries}
         if not keys:
             return {}
         try:
-            tokens = await self._locks.acquire(keys)
+            return await self._locks.acquire(sorted(keys))
         except LocksUnavailable:
             # The lock only saves work: the row guard decides.
             return {}
-        now = time.monotonic()
-        for entry in entries:
-            coupon_id = entry.item.facts.coupon_id
-            if tokens[LOCK_PREFIX + coupon_id] is not None:
-                continue
-            if entry.item.contended_since is None:
-                entry.item.contended_since = now
-            if now - entry.item.contended_since >= BUSY_LIMIT_S:
-                entry.fail(MeshError("COUPON_BUSY", coupon_id=coupon_id))
-            else:
-                # Jitter that spreads retries needs no cryptographic randomness.
-                entry.retry_later(BUSY_RETRY_S * (0.5 + random.random()))  # noqa: S311
-        return tokens
 
     async def _assess(self, entries: Sequence[_Entry]) -> None:
         """Asks risk control once for the group; twins share a question."""
@@ -287,9 +275,7 @@ class ConsumeCoupon:
         command = pending.command
         terms = knowledge.terms[coupon.terms_id]
         knowledge.batches[coupon.batch_id].refuse_when_blocked(BlockScope.CONSUME)
-        spent = spend(
-            coupon, terms, merchant_id=command.merchant_id, amount_minor=command.amount_minor, now_ms=now_ms
-        )
+        spent = spend(coupon, terms, merchant_id=command.merchant_id, amount_minor=command.amount_minor, now_ms=now_ms)
         row = TransactionRow(
             shard=coupon.shard,
             transaction_id=transaction_id(now_ms, terms.time_zone, self._ids.next(coupon.shard)),
@@ -336,8 +322,22 @@ class ConsumeCoupon:
         return after
 
 
-def _open(entries: Sequence[_Entry]) -> list[_Entry]:
-    return [entry for entry in entries if not entry.done]
+def _without_contended(entries: Sequence[_Entry], tokens: Mapping[str, Token | None]) -> list[_Entry]:
+    """The entries whose coupons are locked, or all when Redis is away; the others leave the group and come back."""
+    held = []
+    now = time.monotonic()
+    for entry in entries:
+        coupon_id = entry.item.facts.coupon_id
+        if not tokens or tokens[LOCK_PREFIX + coupon_id] is not None:
+            held.append(entry)
+            continue
+        if entry.item.contended_since is None:
+            entry.item.contended_since = now
+        # Jitter that spreads retries needs no cryptographic randomness.
+        delay_s = BUSY_RETRY_S * (0.5 + random.random())  # noqa: S311
+        if now - entry.item.contended_since >= BUSY_LIMIT_S or not entry.retry_later(delay_s):
+            entry.fail(MeshError("COUPON_BUSY", coupon_id=coupon_id))
+    return held
 
 
 def _refuse_held(facts: CouponFacts, moved: set[int], frozen: set[tuple[int, int]]) -> None:
@@ -379,5 +379,5 @@ def _answer(entry: _Entry, answer: bytes | MeshError) -> None:
 
 def _fail(entries: Sequence[_Entry], error: MeshError, cause: Exception) -> None:
     error.__cause__ = cause
-    for entry in _open(entries):
+    for entry in entries:
         entry.fail(error)

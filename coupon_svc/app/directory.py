@@ -69,8 +69,10 @@ class CouponDirectory:
 
     async def close(self) -> None:
         """Lets running look-ups finish."""
-        lookups = [*self._code_lookups.values(), *self._fact_lookups.values()]
-        await asyncio.gather(*(lookup.close() for lookup in lookups))
+        await asyncio.gather(
+            *(lookup.close() for lookup in self._code_lookups.values()),
+            *(lookup.close() for lookup in self._fact_lookups.values()),
+        )
 
     async def by_id(self, coupon_id: str) -> CouponFacts:
         """The coupon with this id; an unactivated coupon that got its lasting id since answers with that one.
@@ -95,8 +97,16 @@ class CouponDirectory:
             return await self.by_id(await self.coupon_id_of(text))
         except MeshError as error:
             if error.reason in {"CODE_MISTYPED", "COUPON_NOT_FOUND"}:
-                await self._count_bad_code(call)
+                await self._ask_about_codes(call, "BAD_CODE")
             raise
+
+    async def refuse_guesser(self, call: Call) -> None:
+        """Asks risk control before a code is looked up for another purpose than consuming, which asks by itself.
+
+        Raises:
+            MeshError: RISK_REJECTED for who gave too many bad codes.
+        """
+        await self._ask_about_codes(call, "LOOKUP")
 
     async def coupon_id_of(self, text: str) -> str:
         """The id that the index holds for a code: the lasting id, or that of an unactivated coupon.
@@ -143,10 +153,10 @@ class CouponDirectory:
             self._imported_lengths_read_ms = now_ms
         return self._imported_lengths
 
-    async def _count_bad_code(self, call: Call) -> None:
+    async def _ask_about_codes(self, call: Call, kind: str) -> None:
         question = RiskQuestion(
-            operation_id=f"bad-code:{call.caller}:{call.request_id}:{call.trace_id}",
-            kind="BAD_CODE",
+            operation_id=f"{kind}:{call.caller}:{call.request_id}:{call.trace_id}",
+            kind=kind,
             caller=call.caller,
             client=call.client,
             by_code=True,

@@ -94,7 +94,7 @@ class IssueCoupons:
         async def work(unit: Unit) -> bytes:
             if user_id is not None and await unit.frozen_accounts({(shard, user_id)}):
                 raise MeshError("ACCOUNT_FROZEN", user_id=str(user_id))
-            minted = await self._mint_all(unit, call, batch, shard, user_id or 0, quantity)
+            minted = await self._mint_all(unit, call, batch, shard=shard, user_id=user_id or 0, quantity=quantity)
             return b",".join(coupon.stored.coupon.coupon_id.encode() for coupon in minted)
 
         ids = (await run_once(self._store, key, call.request_hash, self._clock, work)).decode().split(",")
@@ -112,7 +112,7 @@ class IssueCoupons:
             raise MeshError("ACCOUNT_FROZEN", user_id=str(user_id))
 
     async def _mint_all(
-        self, unit: Unit, call: Call, batch: Batch, shard: int, user_id: int, quantity: int
+        self, unit: Unit, call: Call, batch: Batch, *, shard: int, user_id: int, quantity: int
     ) -> list[Minted]:
         short = batch.code_length == SHORT_CODE_LENGTH
         limit = SHORT_CODES_PER_SHARD if short else LONG_CODES_PER_SHARD
@@ -138,9 +138,7 @@ class IssueCoupons:
             )
             key_id, mac = self._codes.mac(self._codes.normalise(code))
             minted.append(coupon)
-            index.append(
-                IndexedCode(shard, key_id, mac, coupon.stored.coupon.coupon_id, batch.batch_id, made_by)
-            )
+            index.append(IndexedCode(shard, key_id, mac, coupon.stored.coupon.coupon_id, batch.batch_id, made_by))
         await unit.insert_coupons([coupon.stored for coupon in minted])
         await unit.index_codes(index)
         await unit.append_journal([coupon.journal for coupon in minted])

@@ -15,9 +15,6 @@ from coupon_svc.app.ports import (
     Clock,
     CodeBook,
     CouponFacts,
-    RiskAbsentError,
-    RiskGate,
-    RiskQuestion,
     Store,
     StoredCoupon,
     TransactionRow,
@@ -102,7 +99,6 @@ class Reading:
         directory: CouponDirectory,
         batches: BatchCache,
         codes: CodeBook,
-        risk: RiskGate,
         clock: Clock,
     ) -> None:
         """All adapters arrive here."""
@@ -110,7 +106,6 @@ class Reading:
         self._directory = directory
         self._batches = batches
         self._codes = codes
-        self._risk = risk
         self._clock = clock
 
     async def coupon(self, coupon_id: str, *, only_user: int | None) -> CouponView:
@@ -148,7 +143,7 @@ class Reading:
             MeshError: CODE_MISTYPED, COUPON_NOT_FOUND, RISK_REJECTED.
         """
         if code:
-            await self._refuse_guesser(call)
+            await self._directory.refuse_guesser(call)
         facts = await (self._directory.by_code(code, call) if code else self._directory.by_id(coupon_id))
         view = await self._view_of(facts)
         try:
@@ -212,18 +207,3 @@ class Reading:
             status = CouponStatus.FROZEN
         code = self._codes.open(stored.code_sealed, stored.coupon.coupon_id)
         return CouponView(stored, terms, status, mask(code))
-
-    async def _refuse_guesser(self, call: Call) -> None:
-        question = RiskQuestion(
-            operation_id=f"lookup:{call.caller}:{call.trace_id}",
-            kind="LOOKUP",
-            caller=call.caller,
-            client=call.client,
-            by_code=True,
-        )
-        try:
-            (answer,) = await self._risk.assess([question])
-        except RiskAbsentError:
-            return
-        if not answer.allowed:
-            raise MeshError("RISK_REJECTED", rules=",".join(answer.rules))

@@ -57,7 +57,7 @@ class JournalRow:
     hash: bytes = b""
 
     def chained_bytes(self) -> bytes:
-        """What the hash covers: every field but the hash and the key it was made with, each with its length, in a fixed order."""
+        """What the hash covers: all fields but the hash and its key, each with its length, in a fixed order."""
         fields = (
             self.shard,
             self.coupon_id,

@@ -9,14 +9,12 @@ from zoneinfo import ZoneInfo
 def format_utc(instant_ms: int) -> str:
     """RFC 3339 with whole seconds, or milliseconds where there are any: "2026-01-01T00:00:00Z"."""
     timespec = "milliseconds" if instant_ms % 1000 else "seconds"
-    return utc_datetime(instant_ms).isoformat(timespec=timespec) + "Z"
+    return utc_datetime(instant_ms).replace(tzinfo=None).isoformat(timespec=timespec) + "Z"
 
 
 def utc_datetime(instant_ms: int) -> datetime:
-    """The instant as a UTC datetime without a zone, as MySQL's DATETIME(3) holds it."""
-    return datetime.fromtimestamp(instant_ms // 1000, UTC).replace(
-        microsecond=instant_ms % 1000 * 1000, tzinfo=None
-    )
+    """The instant as a datetime in UTC, exact to the millisecond."""
+    return datetime.fromtimestamp(instant_ms // 1000, UTC).replace(microsecond=instant_ms % 1000 * 1000)
 
 
 def month_of(instant_ms: int) -> int:
@@ -26,6 +24,6 @@ def month_of(instant_ms: int) -> int:
 
 
 def transaction_id(instant_ms: int, time_zone: str, number: int) -> str:
-    """"TX", the date in the batch's zone, then the 19 digits of `number`, which carries the shard."""
-    local = datetime.fromtimestamp(instant_ms / 1000, ZoneInfo(time_zone))
+    """TX, the date in the batch's zone, then the 19 digits of `number`, which carries the shard."""
+    local = utc_datetime(instant_ms).astimezone(ZoneInfo(time_zone))
     return f"TX{local:%Y%m%d}{number:019d}"

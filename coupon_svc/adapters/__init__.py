@@ -1,0 +1,1 @@
+"""The coupon service's ports on real parts: MySQL, risk_svc, keys."""

@@ -1,0 +1,86 @@
+"""The coupon service's configuration; the only place of the service that reads the environment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from meshkit.config import ServiceConfig
+from meshkit.crypto import Keyring
+
+_CODE_KEY_BYTES = 32
+
+
+class CouponConfig(ServiceConfig):
+    """Configuration of coupon_svc; environment variables begin with COUPON_."""
+
+    model_config = SettingsConfigDict(env_prefix="COUPON_")
+
+    service_name: str = "coupon_svc"
+
+    redis_locks_url: SecretStr = SecretStr("redis://127.0.0.1:6379/1")
+    """The Redis that holds coupon locks. Losing it costs work, never money."""
+
+    lock_lease_ms: Annotated[int, Field(ge=100, le=60_000)] = 3_000
+    """How long a lock outlives its holder."""
+
+    lock_timeout_ms: Annotated[int, Field(ge=1, le=5_000)] = 100
+    """The longest wait for the lock server; after that a group goes on under row locks alone."""
+
+    risk_target: str = "127.0.0.1:50061"
+    """Where risk_svc listens."""
+
+    risk_deadline_ms: Annotated[int, Field(ge=1, le=5_000)] = 20
+    """The longest wait for a risk decision."""
+
+    accept_without_risk_minor: Annotated[int, Field(ge=0, le=999_999_999_999)] = 20_000
+    """Amounts up to this many fen are accepted, with settlement held, while risk_svc is away; 0 accepts none."""
+
+    code_key: SecretStr
+    """64 hexadecimal digits: the key of the code permutation. It can never change."""
+
+    code_keyring: SecretStr
+    """Keys "id:hex,…", the first in use, under which codes are hashed and sealed."""
+
+    audit_keyring: SecretStr
+    """Keys "id:hex,…", the first in use, that chain the journal. They are kept outside the databases."""
+
+    trusted_context_clients: frozenset[str] = frozenset()
+    """Client ids whose ClientContext is believed; "*" believes everybody's."""
+
+    mysql_pool_size: Annotated[int, Field(ge=2, le=256)] = 8
+    """Connections per database."""
+
+    mysql_timeout_ms: Annotated[int, Field(ge=100, le=60_000)] = 3_000
+    """The longest a transaction may take."""
+
+    max_group: Annotated[int, Field(ge=1, le=128)] = 128
+    """The most consumes in one transaction."""
+
+    groups_in_flight: Annotated[int, Field(ge=1, le=2)] = 1
+    """How many consume transactions may run at once per database."""
+
+    max_waiting: Annotated[int, Field(ge=1, le=100_000)] = 4_096
+    """Consumes that may wait per database; more are refused with OVERLOADED."""
+
+    record_retention_days: Annotated[int, Field(ge=1, le=3_650)] = 30
+    """How long a request_id can be repeated."""
+
+    @field_validator("code_keyring", "audit_keyring")
+    @classmethod
+    def _is_a_keyring(cls, value: SecretStr) -> SecretStr:
+        Keyring.parse(value.get_secret_value())
+        return value
+
+    @field_validator("code_key")
+    @classmethod
+    def _is_a_key(cls, value: SecretStr) -> SecretStr:
+        try:
+            key = bytes.fromhex(value.get_secret_value())
+        except ValueError as exc:
+            raise ValueError("must be hexadecimal") from exc
+        if len(key) != _CODE_KEY_BYTES:
+            raise ValueError("must have 64 hexadecimal digits")
+        return value

@@ -1,0 +1,142 @@
+"""From domain values to protobuf messages, the same for every service."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from coupon_svc.app.ports import Consumption, TransactionRow
+from coupon_svc.app.reading import CouponView
+from coupon_svc.domain.batch import Batch
+from coupon_svc.domain.journal import JournalRow
+from coupon_svc.domain.money import CURRENCY
+from coupon_svc.domain.terms import CashVoucher, Discount, Terms, Threshold
+from couponmesh.coupon.v1 import batch_pb2, cashier_service_pb2, coupon_pb2, coupon_service_pb2
+from couponmesh.type.v1 import money_pb2
+
+
+def money(amount_minor: int) -> money_pb2.Money:
+    """Fen as Money."""
+    return money_pb2.Money(currency_code=CURRENCY, amount_minor=amount_minor)
+
+
+def timestamp(instant_ms: int) -> Timestamp:
+    """Milliseconds since 1970 UTC as a Timestamp."""
+    return Timestamp(seconds=instant_ms // 1000, nanos=instant_ms % 1000 * 1_000_000)
+
+
+def terms_message(terms: Terms) -> batch_pb2.BatchTerms:
+    """Terms as BatchTerms."""
+    message = batch_pb2.BatchTerms(
+        expires_at=timestamp(terms.expires_at_ms),
+        time_zone=terms.time_zone,
+        merchant_ids=sorted(terms.merchant_ids),
+    )
+    if terms.valid_from_ms is not None:
+        message.valid_from.CopyFrom(timestamp(terms.valid_from_ms))
+    kind = terms.kind
+    if isinstance(kind, Discount):
+        message.discount.discount_rate = f"{kind.rate_e4 / 10_000:.4f}".rstrip("0")
+        if kind.max_deduction_minor is not None:
+            message.discount.max_deduction.CopyFrom(money(kind.max_deduction_minor))
+        if kind.min_amount_minor:
+            message.discount.min_amount.CopyFrom(money(kind.min_amount_minor))
+    elif isinstance(kind, Threshold):
+        message.threshold.min_amount.CopyFrom(money(kind.min_amount_minor))
+        message.threshold.reduce.CopyFrom(money(kind.reduce_minor))
+    elif isinstance(kind, CashVoucher):
+        message.cash_voucher.face_value.CopyFrom(money(kind.face_value_minor))
+        if kind.min_amount_minor:
+            message.cash_voucher.min_amount.CopyFrom(money(kind.min_amount_minor))
+    else:
+        message.gift_card.balance.CopyFrom(money(kind.balance_minor))
+    return message
+
+
+def batch_message(batch: Batch, terms: Terms) -> batch_pb2.Batch:
+    """A batch as Batch."""
+    return batch_pb2.Batch(
+        batch_id=batch.batch_id,
+        name=batch.name,
+        terms=terms_message(terms),
+        total_quantity=batch.total_quantity,
+        issued_quantity=batch.issued_quantity,
+        code_length=batch.code_length,
+        block_scope=batch_pb2.BlockScope.ValueType(int(batch.block_scope)),
+        create_time=timestamp(batch.create_time_ms),
+    )
+
+
+def coupon_message(view: CouponView) -> coupon_pb2.Coupon:
+    """A coupon as Coupon."""
+    coupon = view.stored.coupon
+    return coupon_pb2.Coupon(
+        coupon_id=coupon.coupon_id,
+        user_id=coupon.user_id,
+        batch_id=coupon.batch_id,
+        status=coupon_pb2.CouponStatus.ValueType(int(view.status)),
+        balance=money(coupon.balance_minor),
+        terms=terms_message(view.terms),
+        masked_code=view.masked_code,
+        version=coupon.version,
+        create_time=timestamp(view.stored.create_time_ms),
+    )
+
+
+def transaction_message(row: TransactionRow) -> coupon_pb2.Transaction:
+    """A consumption as Transaction."""
+    return coupon_pb2.Transaction(
+        transaction_id=row.transaction_id,
+        coupon_id=row.coupon_id,
+        user_id=row.user_id,
+        merchant_id=row.merchant_id,
+        order_id=row.order_id,
+        amount=money(row.amount_minor),
+        deduction=money(row.deduction_minor),
+        payable=money(row.amount_minor - row.deduction_minor),
+        balance_after=money(row.balance_after_minor),
+        consume_time=timestamp(row.consume_time_ms),
+        request_id=row.request_id,
+        settlement_held=row.settlement_held,
+    )
+
+
+def audit_event_message(row: JournalRow) -> coupon_pb2.AuditEvent:
+    """A journal row as AuditEvent."""
+    return coupon_pb2.AuditEvent(
+        coupon_id=row.coupon_id,
+        seq=row.seq,
+        kind=coupon_pb2.AuditKind.ValueType(int(row.kind)),
+        status_before=coupon_pb2.CouponStatus.ValueType(row.status_before),
+        status_after=coupon_pb2.CouponStatus.ValueType(row.status_after),
+        order_amount=money(row.order_amount_minor),
+        deduction=money(row.deduction_minor),
+        balance_after=money(row.balance_after_minor),
+        transaction_id=row.transaction_id or "",
+        caller=row.origin.caller,
+        request_id=row.origin.request_id,
+        trace_id=row.origin.trace_id,
+        event_time=timestamp(row.origin.time_ms),
+        prev_hash=row.prev_hash.hex(),
+        hash=row.hash.hex(),
+    )
+
+
+def consume_coupon_response(consumption: Consumption) -> bytes:
+    """The serialised reply of CouponService.ConsumeCoupon."""
+    return coupon_service_pb2.ConsumeCouponResponse(
+        transaction=transaction_message(consumption.transaction),
+        status=coupon_pb2.CouponStatus.ValueType(int(consumption.status)),
+    ).SerializeToString(deterministic=True)
+
+
+def cashier_consume_response(consumption: Consumption) -> bytes:
+    """The serialised reply of CashierService.Consume."""
+    row = consumption.transaction
+    return cashier_service_pb2.ConsumeResponse(
+        transaction_id=row.transaction_id,
+        coupon_id=row.coupon_id,
+        deduction=money(row.deduction_minor),
+        payable=money(row.amount_minor - row.deduction_minor),
+        balance_after=money(row.balance_after_minor),
+        status=coupon_pb2.CouponStatus.ValueType(int(consumption.status)),
+    ).SerializeToString(deterministic=True)

@@ -1,0 +1,144 @@
+"""The composition of coupon_svc: the only place that builds its real adapters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from coupon_svc.adapters.code_book import KeyedCodeBook
+from coupon_svc.adapters.mysql_store import MysqlStore
+from coupon_svc.adapters.risk_client import GrpcRiskGate
+from coupon_svc.app.activate import ActivateCoupon
+from coupon_svc.app.batches import BatchCache, Batches
+from coupon_svc.app.consume import ConsumeCoupon, ConsumeLimits
+from coupon_svc.app.directory import CouponDirectory
+from coupon_svc.app.import_codes import ImportCodes
+from coupon_svc.app.issue import IssueCoupons
+from coupon_svc.app.minting import Mint
+from coupon_svc.app.reading import Reading
+from coupon_svc.config import CouponConfig
+from coupon_svc.servicer.batch_service import BatchServicer
+from coupon_svc.servicer.cashier_service import CashierServicer
+from coupon_svc.servicer.coupon_service import CouponServicer, CouponUseCases
+from coupon_svc.servicer.requests import CallReader
+from couponmesh.coupon.v1.batch_service_pb2_grpc import add_BatchServiceServicer_to_server
+from couponmesh.coupon.v1.cashier_service_pb2_grpc import add_CashierServiceServicer_to_server
+from couponmesh.coupon.v1.coupon_service_pb2_grpc import add_CouponServiceServicer_to_server
+from meshkit.channel import open_channel
+from meshkit.codes import CodeFormat
+from meshkit.crypto import Keyring
+from meshkit.locks import RedisLocks
+from meshkit.placement import open_migrated, read_shard_map
+from meshkit.redis_client import open_redis
+from meshkit.server import ServiceBinding
+from meshkit.telemetry import Telemetry
+from meshkit.worker_lease import WorkerLease
+from meshkit.zk import ZooKeeper
+
+GROUP_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@asynccontextmanager
+async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Sequence[ServiceBinding]]:
+    """Builds the service and closes what it opened, last opened first."""
+    async with AsyncExitStack() as stack:
+        zookeeper = await stack.enter_async_context(ZooKeeper(config.zookeeper))
+        lease = await stack.enter_async_context(await WorkerLease.open(zookeeper, config.zookeeper_root))
+        shard_map = await read_shard_map(zookeeper, config.zookeeper_root, "coupon", config.shard_map_file)
+        databases = await stack.enter_async_context(
+            open_migrated(shard_map, "coupon_svc", pool_size=config.mysql_pool_size)
+        )
+        redis = open_redis(config.redis_locks_url.get_secret_value(), timeout_s=config.lock_timeout_ms / 1000)
+        stack.push_async_callback(redis.aclose)
+        lock_events = telemetry.counter("coupon_lock_keys_total", "Coupon locks by what happened.", ["event"])
+        locks = await stack.enter_async_context(
+            RedisLocks(
+                redis,
+                lease_ms=config.lock_lease_ms,
+                timeout_s=config.lock_timeout_ms / 1000,
+                on_event=lambda event, keys: lock_events.labels(event.value).inc(keys),
+            )
+        )
+        channel = await stack.enter_async_context(open_channel(config.risk_target, config.service_name, telemetry))
+        absences = telemetry.counter("coupon_risk_absent_total", "Calls to risk_svc that were not answered in time.")
+        risk = GrpcRiskGate(channel, deadline_s=config.risk_deadline_ms / 1000, observe_absence=absences.inc)
+
+        store = MysqlStore(
+            databases,
+            timeout_s=config.mysql_timeout_ms / 1000,
+            record_retention_days=config.record_retention_days,
+        )
+        codes = KeyedCodeBook(
+            CodeFormat(bytes.fromhex(config.code_key.get_secret_value())),
+            Keyring.parse(config.code_keyring.get_secret_value()),
+        )
+        audit = Keyring.parse(config.audit_keyring.get_secret_value())
+        groups = telemetry.histogram(
+            "coupon_consume_group_size", "Consumes that shared a transaction.", buckets=GROUP_SIZE_BUCKETS
+        )
+
+        def sign(data: bytes) -> tuple[str, bytes]:
+            return audit.mac("coupon-journal", data)
+
+        clock, ids = _now_ms, lease.ids
+        mint = Mint(codes, sign)
+        batches = BatchCache(store, clock)
+        directory = CouponDirectory(store, codes, risk, clock)
+        stack.push_async_callback(directory.close)
+        consume = ConsumeCoupon(
+            store=store,
+            batches=batches,
+            locks=locks,
+            risk=risk,
+            ids=ids,
+            sign=sign,
+            clock=clock,
+            limits=ConsumeLimits(
+                max_group=config.max_group,
+                max_in_flight=config.groups_in_flight,
+                max_waiting=config.max_waiting,
+                accept_without_risk_minor=config.accept_without_risk_minor,
+            ),
+            observe_group=groups.observe,
+        )
+        stack.push_async_callback(consume.close)
+        calls = CallReader(config.trusted_context_clients)
+        use_cases = CouponUseCases(
+            directory=directory,
+            issue=IssueCoupons(store=store, batches=batches, mint=mint, codes=codes, ids=ids, clock=clock),
+            import_codes=ImportCodes(store=store, batches=batches, mint=mint, codes=codes, ids=ids, clock=clock),
+            activate=ActivateCoupon(
+                store=store,
+                directory=directory,
+                batches=batches,
+                mint=mint,
+                codes=codes,
+                ids=ids,
+                sign=sign,
+                clock=clock,
+            ),
+            consume=consume,
+            reading=Reading(store=store, directory=directory, batches=batches, codes=codes, clock=clock),
+        )
+        yield [
+            ServiceBinding(
+                full_name="couponmesh.coupon.v1.BatchService",
+                register=add_BatchServiceServicer_to_server,
+                servicer=BatchServicer(Batches(store, batches, ids, clock), calls),
+            ),
+            ServiceBinding(
+                full_name="couponmesh.coupon.v1.CouponService",
+                register=add_CouponServiceServicer_to_server,
+                servicer=CouponServicer(use_cases, calls),
+            ),
+            ServiceBinding(
+                full_name="couponmesh.coupon.v1.CashierService",
+                register=add_CashierServiceServicer_to_server,
+                servicer=CashierServicer(directory, consume, calls),
+            ),
+        ]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
