@@ -14,7 +14,7 @@ import jinja2
 
 from meshctl.edge.certificates import ensure_certificate, write_private
 from meshctl.edge.contract import Contract
-from meshctl.edge.scripts import Script, edge_scripts
+from meshctl.edge.scripts import edge_scripts
 from meshctl.edge.tokens import AUDIENCE, ISSUER, DevKeys
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +115,7 @@ def render(settings: EdgeSettings) -> str:
         autoescape=False,  # noqa: S701
     )
     environment.filters["yaml"] = _yaml
-    scripts: Sequence[Script] = edge_scripts(served, body_max_bytes=settings.body_max_bytes)
+    scripts = edge_scripts(served, _TEMPLATES / "lua")
     return environment.get_template("envoy.yaml.j2").render(
         settings=settings,
         services=list(served.services),
