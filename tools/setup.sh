@@ -136,7 +136,6 @@ install_python_packages() {
 exec 9<.
 flock 9
 started=$SECONDS
-worked=''
 if [ "${1:-}" != --python-only ]; then install_system_packages; fi
 install_python_packages
-if [ $((SECONDS - started)) -ge 2 ]; then worked=" in $((SECONDS - started)) s"; say "ready$worked"; fi
+if [ $((SECONDS - started)) -ge 2 ]; then say "ready in $((SECONDS - started)) s"; fi
