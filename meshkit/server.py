@@ -16,12 +16,12 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import EnumDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from meshkit import logs
 from meshkit.config import ServiceConfig
 from meshkit.error_table import ErrorTable
 from meshkit.interceptor import Interceptor
+from meshkit.metrics_endpoint import metrics_served
 from meshkit.telemetry import Telemetry
 
 MAX_METADATA_BYTES = 16 * 1024
@@ -215,15 +215,9 @@ def _bind(server: grpc.aio.Server, listen: str) -> int:
 
 @contextlib.contextmanager
 def _metrics(listen: str, telemetry: Telemetry) -> Iterator[int]:
-    """Serves /metrics from a thread of its own."""
-    host, _, port = listen.rpartition(":")
-    try:
-        httpd, thread = start_http_server(int(port), addr=host.strip("[]"), registry=telemetry.registry)
-    except OSError as error:
-        raise StartRefusedError(f"cannot listen on {listen} for metrics: {error.strerror}") from error
-    try:
-        yield httpd.server_port
-    finally:
-        httpd.shutdown()
-        httpd.server_close()
-        thread.join(timeout=5)
+    with contextlib.ExitStack() as stack:
+        try:
+            port = stack.enter_context(metrics_served(listen, telemetry.registry))
+        except OSError as error:
+            raise StartRefusedError(f"cannot listen on {listen} for metrics: {error.strerror}") from error
+        yield port
