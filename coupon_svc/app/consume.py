@@ -29,6 +29,7 @@ from coupon_svc.app.ports import (
     TransactionRow,
     Unit,
     VersionedUpdate,
+    operation_id,
 )
 from coupon_svc.app.requests import MAX_RUNS, replay
 from coupon_svc.domain.batch import Batch, BlockScope
@@ -350,7 +351,7 @@ def _refuse_held(facts: CouponFacts, moved: set[int], frozen: set[tuple[int, int
 def _question(pending: _Pending) -> RiskQuestion:
     command, facts = pending.command, pending.facts
     return RiskQuestion(
-        operation_id=f"consume:{command.call.caller}:{command.call.request_id}",
+        operation_id=operation_id("CONSUME", command.call.caller, command.call.request_id),
         kind="CONSUME",
         caller=command.call.caller,
         client=command.call.client,

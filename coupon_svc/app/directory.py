@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
@@ -18,6 +19,7 @@ from coupon_svc.app.ports import (
     RiskGate,
     RiskQuestion,
     Store,
+    operation_id,
 )
 from coupon_svc.domain.routing import id_shard, mac_shard
 from meshkit.errors import MeshError
@@ -97,7 +99,9 @@ class CouponDirectory:
             return await self.by_id(await self.coupon_id_of(text))
         except MeshError as error:
             if error.reason in {"CODE_MISTYPED", "COUPON_NOT_FOUND"}:
-                await self._ask_about_codes(call, "BAD_CODE")
+                # Another code is another guess, whatever the client calls its request; the same code tells nothing new.
+                mac = self._codes.mac(text)[1].hex()
+                await self._ask_about_codes(call, "BAD_CODE", (call.caller, call.client.ip, call.request_id, mac))
             raise
 
     async def refuse_guesser(self, call: Call) -> None:
@@ -106,7 +110,7 @@ class CouponDirectory:
         Raises:
             MeshError: RISK_REJECTED for who gave too many bad codes.
         """
-        await self._ask_about_codes(call, "LOOKUP")
+        await self._ask_about_codes(call, "LOOKUP", (uuid.uuid4().hex,))
 
     async def coupon_id_of(self, text: str) -> str:
         """The id that the index holds for a code: the lasting id, or that of an unactivated coupon.
@@ -153,9 +157,9 @@ class CouponDirectory:
             self._imported_lengths_read_ms = now_ms
         return self._imported_lengths
 
-    async def _ask_about_codes(self, call: Call, kind: str) -> None:
+    async def _ask_about_codes(self, call: Call, kind: str, operation: tuple[str, ...]) -> None:
         question = RiskQuestion(
-            operation_id=f"{kind}:{call.caller}:{call.request_id}:{call.trace_id}",
+            operation_id=operation_id(kind, *operation),
             kind=kind,
             caller=call.caller,
             client=call.client,
