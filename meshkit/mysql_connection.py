@@ -34,6 +34,10 @@ _DECODERS = {
 }
 
 
+# The server hangs up on a packet that reaches max_allowed_packet, its own framing included.
+_PACKET_MARGIN_BYTES = 64
+
+
 class SessionRefused(DatabaseUnavailable):
     """The server doesn't hold what a session must have (isolation, strict mode, UTC, …); the message lists it all."""
 
@@ -119,7 +123,7 @@ class MysqlConnection(Connection):  # type: ignore[misc]  # as above
         problems = session_problems(variables)
         if problems:
             raise SessionRefused(f"{self.name}: the server's session is unfit: {'; '.join(problems)}")
-        self.max_statement_bytes = int(variables["max_allowed_packet"]) - 1
+        self.max_statement_bytes = int(variables["max_allowed_packet"]) - _PACKET_MARGIN_BYTES
 
     async def run(self, sql: str) -> int:
         """Runs one finished statement and leaves what it returned in `rows`.
