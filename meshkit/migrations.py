@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Literal, Protocol
 
-from meshkit.mysql import DatabaseUnavailable, DuplicateKey, Transaction
+from meshkit.mysql import DatabaseUnavailable, Deadlock, DuplicateKey, Transaction
 from meshkit.queries import load_queries
 
 Phase = Literal["pre", "post"]
@@ -128,7 +128,7 @@ async def seed_shard_owner(database: MigratableDatabase, shards: Sequence[int] |
                 missing = sorted(set(shards) - present)
                 if missing:
                     await transaction.insert_many(queries["insert_shard_owner"], [(shard,) for shard in missing])
-        except DuplicateKey:
+        except (DuplicateKey, Deadlock):
             # Another runner was faster; what it seeded is seen at the next attempt.
             if attempt == _SEED_ATTEMPTS:
                 raise
