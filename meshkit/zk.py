@@ -299,18 +299,19 @@ class ZooKeeper:
         """Drops a watch that was closed."""
         self._watches.discard(watch)
 
-    async def read_watched(self, path: str, changed: Callable[[], None]) -> Node | None:
-        """Reads a node and leaves one watch, which calls back on the loop at the next change or lost connection."""
+    async def read_watched(self, path: str, on_event: Callable[[object], None]) -> Node | None:
+        """Reads a node and leaves a watch for its next change or a lost connection.
 
-        def on_event(_event: object) -> None:
-            self._hop(changed)
-
+        Args:
+            path: The node.
+            on_event: Called from another thread. Kazoo keeps a set of these, so one and the same is passed each time.
+        """
         try:
             return _node(*await self._call("get_async", path, on_event))
         except NodeMissing:
             # The node may appear between the two calls; then exists() tells so and the reader comes again.
             if await self._call("exists_async", path, on_event) is not None:
-                changed()
+                on_event(None)
             return None
 
     async def wait_connected(self, timeout_s: float) -> bool:
@@ -336,7 +337,7 @@ class ZooKeeper:
                     raise ZooKeeperUnavailable("the client is stopped")
                 future: asyncio.Future[Any] = loop.create_future()
                 pending = getattr(self._client, method)(*args, **options)
-                pending.rawlink(lambda result: self._hop(_settle, future, result))
+                pending.rawlink(lambda result: self.hop(_settle, future, result))
                 return await future
         except TimeoutError as error:
             raise ZooKeeperUnavailable(f"no answer for {path} within {bound_s} s") from error
@@ -346,7 +347,7 @@ class ZooKeeper:
                     raise ours(path) from error
             raise ZooKeeperUnavailable(f"{type(error).__name__} for {path}") from error
 
-    def _hop(self, function: Callable[..., None], *args: object) -> None:
+    def hop(self, function: Callable[..., None], *args: object) -> None:
         """Runs a function on the loop, from any thread; without a loop, nobody waits for it any more."""
         assert self._loop is not None
         with suppress(RuntimeError):
@@ -354,7 +355,7 @@ class ZooKeeper:
 
     def _on_kazoo_state(self, state: str) -> None:
         """Runs on kazoo's connection thread."""
-        self._hop(self._change_state, _STATES[state])
+        self.hop(self._change_state, _STATES[state])
 
     def _change_state(self, state: ZooKeeperState) -> None:
         self._state = state
@@ -383,7 +384,7 @@ class Watch:
 
     async def open(self) -> None:
         """Delivers the present state and goes on in the background."""
-        node = await self._zookeeper.read_watched(self._path, self._changed.set)
+        node = await self._zookeeper.read_watched(self._path, self._on_event)
         self._deliver(node)
         self._task = asyncio.create_task(self._follow(), name=f"zookeeper-watch:{self._path}")
 
@@ -395,6 +396,9 @@ class Watch:
             task.cancel()
             await asyncio.wait([task])
 
+    def _on_event(self, _event: object) -> None:
+        self._zookeeper.hop(self._changed.set)
+
     async def _follow(self) -> None:
         while True:
             with suppress(TimeoutError):
@@ -403,7 +407,7 @@ class Watch:
             # Cleared before the read, so that a change during it is seen by the next round.
             self._changed.clear()
             try:
-                node = await self._zookeeper.read_watched(self._path, self._changed.set)
+                node = await self._zookeeper.read_watched(self._path, self._on_event)
             except ZooKeeperError:
                 self._changed.set()
                 await asyncio.sleep(_WATCH_RETRY_S)
