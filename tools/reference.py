@@ -77,8 +77,8 @@ def errors_page(enums: Iterable[EnumDescriptor]) -> str:
         MARK,
         "# Error reasons\n",
         "An error is a gRPC status whose details hold `google.rpc.ErrorInfo` (reason, domain `couponmesh`, metadata),",
-        "a `LocalizedMessage` in zh-CN and one in en, `RetryInfo` where a retry may help, and `BadRequest` where fields",
-        "are at fault. `{name}` stands for a metadata value.\n",
+        "a `LocalizedMessage` in zh-CN and one in en, `RetryInfo` where a retry may help, and `BadRequest` where",
+        "fields are at fault. `{name}` stands for a metadata value.\n",
         "| reason | service | gRPC status | HTTP status | retryable | message |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
