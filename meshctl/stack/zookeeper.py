@@ -58,6 +58,8 @@ class ZooKeeperServer(Component):
                 "-XX:TieredStopAtLevel=1",
                 "-Dorg.slf4j.simpleLogger.showDateTime=true",
                 "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX",
+                # Else each health question is a line of the log.
+                "-Dorg.slf4j.simpleLogger.log.org.apache.zookeeper.server.NIOServerCnxn=warn",
                 "-cp",
                 f"{self._programs.zookeeper_jar}:{_SLF4J}",
                 "org.apache.zookeeper.server.quorum.QuorumPeerMain",

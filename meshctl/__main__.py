@@ -1,0 +1,51 @@
+"""The command line `meshctl`: a registry of its commands, each in a module of its own."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from meshctl.certs import certs
+from meshctl.down import down
+from meshctl.logs import logs
+from meshctl.migrate import migrate
+from meshctl.stack.failures import StackError, StartAborted
+from meshctl.status import status
+from meshctl.token import token
+from meshctl.up import up
+
+_COMMANDS = (up, down, status, logs, migrate, token, certs)
+_CALLED_OFF = 130
+
+
+def build() -> typer.Typer:
+    """The command line with all its commands."""
+    app = typer.Typer(
+        help="Runs and operates couponmesh.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for command in _COMMANDS:
+        app.command()(command)
+    return app
+
+
+def main() -> None:
+    """Runs the command that the arguments name; a fault that a person can understand is shown as one message."""
+    try:
+        build()()
+    except StackError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {_plain(str(error))}")
+        sys.exit(_CALLED_OFF if isinstance(error, StartAborted) else 1)
+
+
+def _plain(text: str) -> str:
+    # Square brackets in a message are no markup.
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    main()
