@@ -141,7 +141,12 @@ class ZooKeeper:
         retry = KazooRetry(
             max_tries=-1, delay=_RECONNECT_FIRST_S, backoff=2, max_jitter=0.2, max_delay=_RECONNECT_MAX_S
         )
-        self._client = KazooClient(hosts=self._hosts, timeout=self._session_timeout_s, connection_retry=retry)
+        # Kazoo warns at every attempt to reconnect; changes of state are logged here, once.
+        logger = logging.getLogger(f"{__name__}.kazoo")
+        logger.setLevel(logging.ERROR)
+        self._client = KazooClient(
+            hosts=self._hosts, timeout=self._session_timeout_s, connection_retry=retry, logger=logger
+        )
         self._client.add_listener(self._on_kazoo_state)
         self._client.start_async()
         try:
@@ -359,6 +364,9 @@ class ZooKeeper:
 
     def _change_state(self, state: ZooKeeperState) -> None:
         self._state = state
+        if self._client is not None:
+            level = logging.INFO if state is ZooKeeperState.CONNECTED else logging.WARNING
+            _log.log(level, "zookeeper_state", extra={"state": state.value})
         if state is ZooKeeperState.CONNECTED and self._client is not None:
             self._connected.set()
         else:
