@@ -63,25 +63,26 @@ function envoy_on_request(handle)
   end
 end
 
--- What a google.rpc.Status in JSON says: {reason, message, wait_ms, grpc_code}; nil when the text is none.
+-- The entries of an array, or none; the members of an object, or none.
+local function part(value, name)
+  return type(value) == "table" and value[name] or {}
+end
+
+-- What a google.rpc.Status in JSON says: {reason, message, wait_ms, grpc_code}; nothing when the text is none.
 local function read_status(text, language)
-  if string.sub(text, 1, 1) ~= "{" then
-    return nil
-  end
-  local status = json.decode(text, STATUS_DEPTH_MAX)
-  if not status or not status.fields.details then
-    return nil
-  end
-  local found = {grpc_code = tonumber(status.fields.code and status.fields.code.text)}
-  for _, detail in ipairs(status.fields.details.items or {}) do
-    local fields = detail.fields
+  local status = string.sub(text, 1, 1) == "{" and json.decode(text, STATUS_DEPTH_MAX)
+  local members = part(status, "fields")
+  local found = {grpc_code = members.details and tonumber(part(members.code, "text")) or nil}
+  for _, detail in ipairs(part(members.details, "items")) do
+    local fields = part(detail, "fields")
     local kind = fields["@type"]
     if kind == ERROR_INFO and fields.domain == "couponmesh" then
-      found.reason = fields.reason
+      found.reason = type(fields.reason) == "string" and fields.reason or nil
     elseif kind == LOCALIZED and fields.locale == language then
       found.message = fields.message
     elseif kind == RETRY_INFO then
-      found.wait_ms = math.ceil((tonumber(string.match(fields.retry_delay or "", "^([%d.]+)s$")) or 0) * 1000)
+      local seconds = type(fields.retry_delay) == "string" and string.match(fields.retry_delay, "^([%d.]+)s$")
+      found.wait_ms = math.ceil((tonumber(seconds or 0) or 0) * 1000)
     end
   end
   return found
@@ -102,8 +103,12 @@ local function explain(noted, http_status, grpc_code, text)
   if grpc_code then
     return BY_GRPC[grpc_code] or "INTERNAL", {}
   end
-  if http_status ~= 400 then
-    return BY_HTTP[http_status] or (http_status < 500 and "VALIDATION_FAILED" or "INTERNAL"), {}
+  if BY_HTTP[http_status] then
+    return BY_HTTP[http_status], {}
+  elseif http_status >= 500 then
+    return "INTERNAL", {}
+  elseif http_status ~= 400 then
+    return "VALIDATION_FAILED", {field = "request", problem = "HTTP status " .. http_status}
   end
   if noted.message and noted.message ~= "" then
     return "MALFORMED_JSON", {problem = call.bounded(text)}
@@ -142,7 +147,7 @@ end
 
 local function error_envelope(noted, http_status, text)
   local language = noted.language or "zh-CN"
-  local said = read_status(text, language) or {}
+  local said = read_status(text, language)
   local data, reason, message, wait_ms = text, said.reason, said.message, said.wait_ms
   if not reason then
     -- Without a reason of ours the text may tell of the inside; it stays there.
