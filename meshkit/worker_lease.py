@@ -151,11 +151,18 @@ class WorkerLease:
             ZooKeeperUnavailable: ZooKeeper did not answer in time.
             NoWorkerId: All ids are held.
         """
+        all_held: NoWorkerId | None = None
+        taken: _Taken | None = None
         try:
             async with asyncio.timeout(timeout_s):
-                taken = await self._take_waiting(timeout_s)
+                while taken is None:
+                    try:
+                        taken = await self._take(avoid=None)
+                    except NoWorkerId as error:
+                        all_held = error
+                        await asyncio.sleep(_TAKE_RETRY_S)
         except TimeoutError as error:
-            raise ZooKeeperUnavailable(f"no worker id within {timeout_s} s") from error
+            raise all_held or ZooKeeperUnavailable(f"no worker id within {timeout_s} s") from error
         self._version = taken.version
         self._ids = SnowflakeIds(
             taken.worker, floor_ms=taken.floor_ms, reserved_until_ms=taken.reserved_until_ms, clock=self._clock
@@ -253,18 +260,6 @@ class WorkerLease:
                         extra={"error": type(error).__name__, "reserved_s": left_ms // 1000},
                     )
                 failing = True
-
-    async def _take_waiting(self, timeout_s: float) -> _Taken:
-        loop = asyncio.get_running_loop()
-        # It ends before the whole bound does, so that the caller gets the more telling of the two errors.
-        give_up = loop.time() + timeout_s * 0.9
-        while True:
-            try:
-                return await self._take(avoid=None)
-            except NoWorkerId:
-                if loop.time() + _TAKE_RETRY_S >= give_up:
-                    raise
-            await asyncio.sleep(_TAKE_RETRY_S)
 
     async def _take(self, *, avoid: int | None) -> _Taken:
         await self._zookeeper.ensure_path(self._nodes)

@@ -371,7 +371,7 @@ class Fleet:
         clock = HandClock(self._now_ms + self._draw.randrange(-3000, 3000))
         started = lease(zookeeper, clock, (1, 2))
         with suppress(NoWorkerId, ZooKeeperUnavailable):
-            await started.start(timeout_s=0.01)
+            await started.start(timeout_s=0.001)
             self._running.append(Process(started, zookeeper, clock))
 
     async def issue(self) -> None:
