@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from meshctl.certs import certs
+from meshctl.demo.command import demo
 from meshctl.down import down
 from meshctl.logs import logs
 from meshctl.migrate import migrate
@@ -16,7 +17,7 @@ from meshctl.status import status
 from meshctl.token import token
 from meshctl.up import up
 
-_COMMANDS = (up, down, status, logs, migrate, token, certs)
+_COMMANDS = (up, down, status, logs, migrate, demo, token, certs)
 _CALLED_OFF = 130
 
 

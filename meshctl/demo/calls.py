@@ -106,7 +106,8 @@ class Grpc:
 
     def __init__(self, target: str, authority: Path, console: Console) -> None:
         """`authority` is the certificate that vouches for the edge."""
-        self.channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(authority.read_bytes()))
+        # The generated stubs are typed for asyncio; over this channel their methods block.
+        self.channel: Any = grpc.secure_channel(target, grpc.ssl_channel_credentials(authority.read_bytes()))
         self._console = console
 
     def __enter__(self) -> Self:

@@ -248,7 +248,12 @@ class LocalStack:
             return None
 
         with ThreadPoolExecutor(max_workers=max(1, len(components)), thread_name_prefix="start") as pool:
-            errors = [error for error in pool.map(start, components) if error is not None]
+            try:
+                errors = [error for error in pool.map(start, components) if error is not None]
+            except BaseException:
+                # A Ctrl-C here must not wait for parts that are still coming up.
+                failed.set()
+                raise
         # A part whose wait was called off since another failed is not what a person must read about.
         errors.sort(key=lambda error: isinstance(error, StartAborted))
         if errors:
