@@ -11,17 +11,18 @@ from typing import Any, TypeAlias
 Params: TypeAlias = Mapping[str, Any]
 Row: TypeAlias = Mapping[str, Any] | Sequence[Any]
 
-# MySQL's escapes inside '…' (sql_mode without NO_BACKSLASH_ESCAPES, which each session asserts).
-_ESCAPES = str.maketrans(
-    {"\0": "\\0", "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\x1a": "\\Z", '"': '\\"', "'": "\\'"},
-)
 _ROWS_MARKER = re.compile(r"/\*rows:(?P<columns>[a-z0-9_:,\s]+)\*/")
 _VALUES = re.compile(r"\bVALUES\s*(?=\()", re.IGNORECASE)
 _PARAMETER = re.compile(r"%\(([a-z][a-z0-9_]*)\)s|%%")
 
 
 def _text(value: str) -> str:
-    return f"'{value}'" if value.isalnum() else f"'{value.translate(_ESCAPES)}'"
+    # Inside '…' only these two mean anything to the server (without NO_BACKSLASH_ESCAPES, which each session asserts).
+    if "\\" in value:
+        value = value.replace("\\", "\\\\")
+    if "'" in value:
+        value = value.replace("'", "''")
+    return f"'{value}'"
 
 
 def _ascii_text(value: object) -> str:
@@ -46,8 +47,10 @@ def _decimal(value: Decimal) -> str:
 def _time(value: datetime) -> str:
     if value.tzinfo is None:
         raise ValueError("a time without zone can't be stored: times are UTC")
-    # isoformat() omits the fraction when it is zero, which MySQL accepts as well.
-    return f"'{value.astimezone(UTC).replace(tzinfo=None).isoformat(sep=' ')}'"
+    if value.tzinfo is not UTC:
+        value = value.astimezone(UTC)
+    # Without the "+00:00" at the end; the fraction is left out when it is zero, which MySQL accepts as well.
+    return f"'{str(value)[:-6]}'"
 
 
 def _list(values: Sequence[Any]) -> str:
@@ -56,36 +59,7 @@ def _list(values: Sequence[Any]) -> str:
     return f"({','.join(map(literal, values))})"
 
 
-_WRITERS: dict[type, Callable[[Any], str]] = {
-    str: _text,
-    int: int.__repr__,
-    bool: lambda value: "1" if value else "0",
-    bytes: lambda value: f"X'{value.hex()}'",
-    type(None): lambda _: "NULL",
-    Decimal: _decimal,
-    datetime: _time,
-    date: lambda value: f"'{value.isoformat()}'",
-    float: _real,
-    tuple: _list,
-    list: _list,
-}
-
-
-def literal(value: object) -> str:
-    """One value as a SQL literal.
-
-    Text is always quoted (an unquoted number compared with a text column scans the whole table), bytes become X'…',
-    times must carry a zone and are written in UTC, tuples and lists become "(…)" for IN, nested ones row constructors.
-
-    Raises:
-        TypeError: The type has no SQL form.
-        ValueError: A number isn't finite, a time has no zone, a list is empty.
-    """
-    writer = _WRITERS.get(type(value))
-    return writer(value) if writer is not None else _literal_of_subclass(value)
-
-
-def _literal_of_subclass(value: object) -> str:
+def _subclass(value: object) -> str:
     # Enumerations and named tuples are subclasses of what they stand for.
     if isinstance(value, int):
         return int.__repr__(value)
@@ -98,13 +72,48 @@ def _literal_of_subclass(value: object) -> str:
     raise TypeError(f"{type(value).__name__} has no SQL form")
 
 
+class _Writers(dict[type, Callable[[Any], str]]):
+    def __missing__(self, _: type) -> Callable[[Any], str]:
+        return _subclass
+
+
+_WRITERS = _Writers(
+    {
+        str: _text,
+        int: int.__repr__,
+        bool: lambda value: "1" if value else "0",
+        bytes: lambda value: f"X'{value.hex()}'",
+        type(None): lambda _: "NULL",
+        Decimal: _decimal,
+        datetime: _time,
+        date: lambda value: f"'{value.isoformat()}'",
+        float: _real,
+        tuple: _list,
+        list: _list,
+    }
+)
+
+
+def literal(value: object) -> str:
+    """One value as a SQL literal.
+
+    Text is always quoted (an unquoted number compared with a text column scans the whole table), bytes become X'…',
+    times must carry a zone and are written in UTC, tuples and lists become "(…)" for IN, nested ones row constructors.
+
+    Raises:
+        TypeError: The type has no SQL form.
+        ValueError: A number isn't finite, a time has no zone, a list is empty.
+    """
+    return _WRITERS[type(value)](value)
+
+
 def render(sql: str, params: Params | None) -> str:
     """Puts the parameters' literals in the place of `%(name)s`, and "%" in the place of "%%".
 
     Raises:
         KeyError: A parameter is missing.
     """
-    return sql % {name: literal(value) for name, value in params.items()} if params else sql % {}
+    return sql % {name: _WRITERS[type(value)](value) for name, value in params.items()} if params else sql % {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,20 +126,27 @@ class _RowsTemplate:
     separator: str
     suffix: str
     names: tuple[str, ...]
-    writers: tuple[Callable[[Any], str], ...]
+    ascii_columns: tuple[int, ...] = ()
 
     def render(self, rows: Sequence[Row], params: Params | None) -> str:
         if not rows:
             raise ValueError("a statement for no rows has no SQL form: send nothing instead")
-        written = [self.first % self._values(rows[0])]
         rest = self.rest
-        written += [rest % self._values(row) for row in rows[1:]]
+        written = [rest % self._values(row) for row in rows]
+        written[0] = self.first % self._values(rows[0])
         return f"{render(self.prefix, params)}{self.separator.join(written)}{render(self.suffix, params)}"
 
     def _values(self, row: Row) -> tuple[str, ...]:
-        if isinstance(row, Mapping):
-            return tuple([write(row[name]) for write, name in zip(self.writers, self.names, strict=True)])
-        return tuple([write(value) for write, value in zip(self.writers, row, strict=True)])
+        values = row if isinstance(row, tuple | list) else self._in_order(row)
+        if len(values) != len(self.names):
+            raise ValueError(f"a row has {len(values)} values for {len(self.names)} columns")
+        written = [_WRITERS[type(value)](value) for value in values]
+        for column in self.ascii_columns:
+            written[column] = _ascii_text(values[column])
+        return tuple(written)
+
+    def _in_order(self, row: Row) -> Sequence[Any]:
+        return [row[name] for name in self.names] if isinstance(row, Mapping) else row
 
 
 def render_insert(sql: str, rows: Sequence[Row]) -> str:
@@ -180,8 +196,7 @@ def _insert_template(sql: str) -> _RowsTemplate:
         return "%s"
 
     row = _PARAMETER.sub(positional, sql[start:end])
-    writers = (literal,) * len(names)
-    return _RowsTemplate(sql[:start], row, row, ",", sql[end:], tuple(names), writers)
+    return _RowsTemplate(sql[:start], row, row, ",", sql[end:], tuple(names))
 
 
 @lru_cache(maxsize=1024)
@@ -191,17 +206,18 @@ def _rows_template(sql: str) -> _RowsTemplate:
         raise ValueError("the statement wants exactly one /*rows:…*/ marker")
     marker = markers[0]
     names: list[str] = []
-    writers: list[Callable[[Any], str]] = []
+    ascii_columns: list[int] = []
     for column in marker["columns"].split(","):
         name, _, kind = column.strip().partition(":")
         if not name or kind not in {"", "ascii"}:
             raise ValueError(f"{column.strip()!r} is no column of a /*rows:…*/ marker")
+        if kind:
+            ascii_columns.append(len(names))
         names.append(name)
-        writers.append(_ascii_text if kind else literal)
     first = f"SELECT {', '.join(f'%s AS {name}' for name in names)}"
     rest = f"SELECT {','.join(['%s'] * len(names))}"
     prefix, suffix = sql[: marker.start()] + "(", ")" + sql[marker.end() :]
-    return _RowsTemplate(prefix, first, rest, " UNION ALL ", suffix, tuple(names), tuple(writers))
+    return _RowsTemplate(prefix, first, rest, " UNION ALL ", suffix, tuple(names), tuple(ascii_columns))
 
 
 def _closing(sql: str, start: int) -> int:

@@ -23,7 +23,7 @@ class Scope(enum.StrEnum):
     [
         ("0000000000000000042", "'0000000000000000042'"),
         ("", "''"),
-        ('it\'s \\ "x" \n\r\0\x1a', "'it\\'s \\\\ \\\"x\\\" \\n\\r\\0\\Z'"),
+        ('it\'s \\ "x" \n\r\0\x1a', "'it''s \\\\ \"x\" \n\r\0\x1a'"),
         ("券😀", "'券😀'"),
         (150, "150"),
         (True, "1"),
@@ -38,7 +38,7 @@ class Scope(enum.StrEnum):
         (datetime(2025, 8, 11, 0, 0, 0, 1000, tzinfo=UTC), "'2025-08-11 00:00:00.001000'"),
         (date(2025, 8, 11), "'2025-08-11'"),
         (Status.USED, "2"),
-        (Scope.CLAIM, "'claim\\''"),
+        (Scope.CLAIM, "'claim'''"),
         ([1, "a"], "(1,'a')"),
         ([(63, "01"), (64, "02")], "((63,'01'),(64,'02'))"),
     ],
@@ -79,7 +79,7 @@ def test_a_rows_marker_becomes_one_select_per_row() -> None:
     sql = "UPDATE /*rows: shard, id:ascii */ d JOIN t ON t.id = d.id SET x = %(x)s"
     assert render_rows(sql, [(1, "a"), {"id": "b'", "shard": 2}], {"x": "%"}) == (
         "UPDATE (SELECT 1 AS shard, _ascii'a' COLLATE ascii_bin AS id"
-        " UNION ALL SELECT 2,_ascii'b\\'' COLLATE ascii_bin) d JOIN t ON t.id = d.id SET x = '%'"
+        " UNION ALL SELECT 2,_ascii'b''' COLLATE ascii_bin) d JOIN t ON t.id = d.id SET x = '%'"
     )
 
 
@@ -88,9 +88,9 @@ def test_rows_of_the_wrong_width_or_none_at_all_are_refused() -> None:
     marked = "UPDATE /*rows:a,b*/ d JOIN t SET t.a = d.a"
     wrong: list[list[tuple[int, ...]]] = [[], [(1,)], [(1, 2), (1, 2, 3)]]
     for rows in wrong:
-        with pytest.raises(ValueError, match=r"no SQL form|zip\(\)"):
+        with pytest.raises(ValueError, match=r"no SQL form|values for"):
             render_insert(insert, rows)
-        with pytest.raises(ValueError, match=r"no SQL form|zip\(\)"):
+        with pytest.raises(ValueError, match=r"no SQL form|values for"):
             render_rows(marked, rows)
 
 
