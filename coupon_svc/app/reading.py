@@ -69,18 +69,18 @@ def cursor_of(token: str, *query: object) -> str | None:
         digest, _, cursor = base64.urlsafe_b64decode(token.encode()).decode().partition(":")
     except (binascii.Error, UnicodeError) as exc:
         raise MeshError("PAGE_TOKEN_INVALID") from exc
-    if digest != _query_digest(query) or not cursor.isdigit():
+    if not cursor.isdigit() or digest != _digest(query, cursor):
         raise MeshError("PAGE_TOKEN_INVALID")
     return cursor
 
 
 def token_of(cursor: str, *query: object) -> str:
     """A page token that continues this query after `cursor`."""
-    return base64.urlsafe_b64encode(f"{_query_digest(query)}:{cursor}".encode()).decode()
+    return base64.urlsafe_b64encode(f"{_digest(query, cursor)}:{cursor}".encode()).decode()
 
 
-def _query_digest(query: tuple[object, ...]) -> str:
-    return hashlib.sha256(repr(query).encode()).hexdigest()[:16]
+def _digest(query: tuple[object, ...], cursor: str) -> str:
+    return hashlib.sha256(repr((query, cursor)).encode()).hexdigest()[:16]
 
 
 def mask(code: str) -> str:
