@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.any_pb2 import Any as PackedAny
 from google.protobuf.descriptor import EnumDescriptor, EnumValueDescriptor
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # The package ships no types.
+from google.rpc import error_details_pb2, status_pb2
 
 from couponmesh.type.v1 import error_reason_pb2, error_spec_pb2
 from meshkit.errors import InvalidFields, MeshError

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]  # The package ships no types.
+from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import EnumDescriptor, MethodDescriptor
-from google.rpc import code_pb2  # type: ignore[import-untyped]  # The package ships no types.
+from google.rpc import code_pb2
 
 from couponmesh.type.v1 import access_pb2
 from meshkit.access import AccessRule

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # The package ships no types.
+from google.rpc import error_details_pb2, status_pb2
 
 from couponmesh.coupon.v1 import cashier_service_pb2_grpc
 from couponmesh.coupon.v1 import error_reason_pb2 as coupon_errors

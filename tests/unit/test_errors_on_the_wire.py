@@ -5,7 +5,7 @@ import pytest
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # The package ships no types.
+from google.rpc import error_details_pb2, status_pb2
 
 from couponmesh.coupon.v1 import error_reason_pb2 as coupon_errors
 from couponmesh.risk.v1 import error_reason_pb2 as risk_errors
