@@ -68,6 +68,9 @@ class CouponConfig(ServiceConfig):
     record_retention_days: Annotated[int, Field(ge=1, le=3_650)] = 30
     """How long a request_id can be repeated."""
 
+    purge_every_s: Annotated[float, Field(ge=0.1, le=86_400)] = 300.0
+    """About how often records whose retention is over are removed."""
+
     @field_validator("code_keyring", "audit_keyring")
     @classmethod
     def _is_a_keyring(cls, value: SecretStr) -> SecretStr:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from coupon_svc.adapters.code_book import KeyedCodeBook
@@ -16,6 +17,7 @@ from coupon_svc.app.directory import CouponDirectory
 from coupon_svc.app.import_codes import ImportCodes
 from coupon_svc.app.issue import IssueCoupons
 from coupon_svc.app.minting import Mint
+from coupon_svc.app.purge import PurgeRecords
 from coupon_svc.app.reading import Reading
 from coupon_svc.config import CouponConfig
 from coupon_svc.servicer.batch_service import BatchServicer
@@ -103,6 +105,9 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
             observe_group=groups.observe,
         )
         stack.push_async_callback(consume.close)
+        purged = telemetry.counter("coupon_records_purged_total", "Request records removed after their retention.")
+        purge = PurgeRecords(store, clock, every_s=config.purge_every_s, observe=purged.inc)
+        await stack.enter_async_context(_background(purge.run(), name="purge-records"))
         calls = CallReader(config.trusted_context_clients)
         use_cases = CouponUseCases(
             directory=directory,
@@ -138,6 +143,16 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
                 servicer=CashierServicer(directory, consume, calls),
             ),
         ]
+
+
+@asynccontextmanager
+async def _background(work: Coroutine[None, None, None], *, name: str) -> AsyncIterator[None]:
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def _now_ms() -> int:

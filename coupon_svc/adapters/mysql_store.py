@@ -74,6 +74,11 @@ class MysqlStore:
         async with self._databases.of(keys[0].shard).snapshot(timeout_s=self._timeout_s) as tx:
             return await recorded(tx, self._queries, keys)
 
+    async def purge_records(self, database: str, now_ms: int, limit: int) -> int:
+        """See `Store.purge_records`."""
+        async with self._by_name[database].transaction(timeout_s=self._timeout_s) as tx:
+            return await tx.execute(self._queries["purge_records"], {"now": utc_datetime(now_ms), "limit": limit})
+
     async def ensure_accounts(self, users: set[tuple[int, int]], now_ms: int) -> set[tuple[int, int]]:
         """See `Store.ensure_accounts`."""
         if not users:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 from coupon_svc.adapters import mysql_rows
 from coupon_svc.app.ports import (
@@ -47,6 +48,8 @@ class MysqlUnit:
 
     async def frozen_accounts(self, users: set[tuple[int, int]]) -> set[tuple[int, int]]:
         """See `Unit.frozen_accounts`."""
+        if not users:
+            return set()
         rows = await self._tx.fetch_all(self._queries["hold_accounts"], {"users": sorted(users)})
         if len(rows) != len(users):
             raise LookupError("account_state lacks the row of a user who owns coupons")
@@ -71,7 +74,10 @@ class MysqlUnit:
         create_time, expire_time = utc_datetime(now_ms), utc_datetime(now_ms + self._retention_ms)
         await self._tx.insert_many(
             self._queries["insert_records"],
-            [(*key, answer.request_hash, answer.response, create_time, expire_time) for key, answer in records],
+            [
+                (*key, answer.request_hash, answer.response, create_time, expire_time)
+                for key, answer in sorted(records, key=itemgetter(0))
+            ],
         )
 
     async def update_coupons(self, updates: Sequence[VersionedUpdate]) -> None:
@@ -88,7 +94,7 @@ class MysqlUnit:
                     update.after.version,
                     update.after.last_hash,
                 )
-                for update in updates
+                for update in sorted(updates, key=lambda update: (update.before.shard, update.before.coupon_id))
             ],
         )
         if matched != len(updates):
@@ -132,7 +138,13 @@ class MysqlUnit:
 
     async def insert_transactions(self, rows: Sequence[TransactionRow]) -> None:
         """See `Unit.insert_transactions`."""
-        await self._tx.insert_many(self._queries["insert_transactions"], [*map(mysql_rows.transaction_values, rows)])
+        await self._tx.insert_many(
+            self._queries["insert_transactions"],
+            [
+                mysql_rows.transaction_values(row)
+                for row in sorted(rows, key=lambda row: (row.shard, row.transaction_id))
+            ],
+        )
 
     async def index_codes(self, codes: Sequence[IndexedCode]) -> None:
         """See `Unit.index_codes`."""

@@ -171,6 +171,8 @@ class ActivateCoupon:
         )
 
         async def work(unit: Unit) -> bytes:
+            # The mark let its owner in; whoever freezes the account meanwhile waits, and finds the coupon there.
+            await unit.frozen_accounts({(shard, binding.user_id)})
             if not await unit.existing_coupons({(shard, binding.coupon_id)}):
                 await unit.insert_coupons([minted.stored])
                 await unit.append_journal([minted.journal])

@@ -171,6 +171,10 @@ class ImportCodes:
             try:
                 async with self._store.unit(min(shards)) as unit:
                     await refuse_moved(unit, shards)
+                    # Their owners were let in; whoever freezes one meanwhile waits, and finds the coupon there.
+                    await unit.frozen_accounts(
+                        {(user_shard(line.user_id), line.user_id) for line in group if line.user_id}
+                    )
                     keys = {(id_shard(line.index.coupon_id), line.index.coupon_id) for line in group}
                     present = await unit.existing_coupons(keys)
                     minted = [

@@ -235,6 +235,9 @@ class Store(Protocol):
     async def recorded(self, keys: Sequence[RequestKey]) -> Mapping[RequestKey, Recorded]:
         """Recorded requests among `keys`, all of one database, without locks."""
 
+    async def purge_records(self, database: str, now_ms: int, limit: int) -> int:
+        """Removes at most `limit` records whose retention is over, and gives how many."""
+
     async def ensure_accounts(self, users: set[tuple[int, int]], now_ms: int) -> set[tuple[int, int]]:
         """Makes sure each (shard, user_id) has an account row; gives the frozen ones."""
 

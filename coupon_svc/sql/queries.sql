@@ -30,6 +30,10 @@ WHERE (shard, caller, request_id) IN %(keys)s;
 INSERT INTO request_record (shard, caller, request_id, request_hash, response, create_time, expire_time)
 VALUES (%(shard)s, %(caller)s, %(request_id)s, %(request_hash)s, %(response)s, %(create_time)s, %(expire_time)s);
 
+-- name: purge_records
+-- Forgets answers whose retention is over, a chunk at a time.
+DELETE FROM request_record WHERE expire_time < %(now)s ORDER BY expire_time LIMIT %(limit)s;
+
 -- name: lock_coupons
 -- Locks coupons in key order.
 SELECT coupon_id, shard, user_id, batch_id, terms_id, status, CAST(balance * 100 AS SIGNED), expires_at, version, last_hash
