@@ -150,7 +150,7 @@ def write_edge(mesh: Path, settings: EdgeSettings) -> Path:
 def command(envoy: Path, configuration: Path, *, threads: int = 2) -> list[str]:
     """The command line that runs Envoy: `envoy` is the program, `configuration` what `write_edge` gave."""
     # Hot restart shares memory under a name that two stacks on one machine would fight for.
-    own = ["--disable-hot-restart", "--concurrency", str(threads), "-l", "warning"]
+    own = ["--disable-hot-restart", "--concurrency", str(threads), "-l", "warning", "--file-flush-interval-msec", "500"]
     return [str(envoy), "-c", str(configuration), *own]
 
 

@@ -64,8 +64,14 @@ class ScriptedServices:
     """
 
     port: int = 0
+    server: grpc.aio.Server | None = None
     seen: list[Seen] = field(default_factory=list)
     errors: ErrorTable = field(default_factory=lambda: ErrorTable([error_reason_pb2.ErrorReason.DESCRIPTOR]))
+
+    async def stop(self) -> None:
+        """Stops at once, as a killed process would."""
+        if self.server is not None:
+            await self.server.stop(None)
 
     async def answer(self, rpc: str, selector: str, request: Any, context: Any) -> None:
         """Notes the call, then fails it when the selector says so."""
@@ -117,7 +123,7 @@ class _Batches(batch_service_pb2_grpc.BatchServiceServicer):
         return batch_service_pb2.BlockBatchResponse()
 
 
-class _Coupons(coupon_service_pb2_grpc.CouponServiceServicer):  # type: ignore[misc] # only what tests call
+class _Coupons(coupon_service_pb2_grpc.CouponServiceServicer):
     def __init__(self, services: ScriptedServices) -> None:
         self._services = services
 
@@ -150,20 +156,21 @@ class _Risk(risk_service_pb2_grpc.RiskServiceServicer):
 async def scripted_services() -> AsyncIterator[ScriptedServices]:
     """The scripted services, listening on a free loopback port."""
     services = ScriptedServices()
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    healthy = health.aio.HealthServicer()
+    server = services.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    # The type stubs know the synchronous servicer only.
+    healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]
     await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     cashier_service_pb2_grpc.add_CashierServiceServicer_to_server(_Cashier(services), server)
     batch_service_pb2_grpc.add_BatchServiceServicer_to_server(_Batches(services), server)
-    coupon_service_pb2_grpc.add_CouponServiceServicer_to_server(_Coupons(services), server)
+    coupon_service_pb2_grpc.add_CouponServiceServicer_to_server(_Coupons(services), server)  # type: ignore[abstract]
     risk_service_pb2_grpc.add_RiskServiceServicer_to_server(_Risk(services), server)
     services.port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
         yield services
     finally:
-        await server.stop(None)
+        await services.stop()
 
 
 @dataclass
@@ -205,8 +212,10 @@ class Edge:
         """One of Envoy's counters or gauges."""
         async with self.admin() as admin:
             reply = await admin.get("/stats", params={"filter": f"^{name.replace('.', '[.]')}$"})
-        _, _, value = reply.text.strip().partition(": ")
-        return int(value or 0)
+        found, _, value = reply.text.strip().partition(": ")
+        if found != name:
+            raise LookupError(f"Envoy has no statistic {name}")
+        return int(value)
 
     def admin(self) -> httpx.AsyncClient:
         """A client of Envoy's administration, which listens on a unix socket."""

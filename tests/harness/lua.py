@@ -1,9 +1,9 @@
-"""Runs the edge's Lua scripts in the same LuaJIT that Envoy embeds, with a hand-written stand-in for its stream handle."""
+"""Runs the edge's Lua scripts in LuaJIT, as Envoy does, with a hand-written stand-in for its stream handle."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Stream:
 
     def handle(self, runtime: Any) -> Any:
         """The stream handle to pass to the script."""
-        callbacks = {
+        callbacks: dict[str, Callable[..., Any]] = {
             "header": lambda name: self.headers.get(name.decode(), None),
             "set_header": lambda name, value: self.headers.__setitem__(name.decode(), value.decode()),
             "remove_header": lambda name: self.headers.pop(name.decode(), None),
@@ -78,18 +78,21 @@ class Stream:
             "noted": self._note,
             "responded": lambda status: setattr(self, "status", status.decode()),
         }
-        wrapped = {
-            name.encode(): (lambda call: lambda *given: _encoded(call(*given)))(call)
-            for name, call in callbacks.items()
-        }
+        wrapped = {name.encode(): _in_bytes(callback) for name, callback in callbacks.items()}
         return runtime.eval(_HANDLE.strip().encode())(runtime.table_from(wrapped))
 
     def _note(self, name: bytes, value: Any) -> None:
         self.noted[name.decode()] = value.decode() if isinstance(value, bytes) else value
 
 
-def _encoded(value: Any) -> Any:
-    return value.encode() if isinstance(value, str) else value
+def _in_bytes(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """A callback whose text, if that is what it gives, becomes bytes as Lua has them."""
+
+    def call(*given: Any) -> Any:
+        value = callback(*given)
+        return value.encode() if isinstance(value, str) else value
+
+    return call
 
 
 class LoadedScript:
