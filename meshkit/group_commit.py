@@ -93,6 +93,8 @@ class GroupCommit(Generic[Item, Result]):
         self._max_waiting = max_waiting
         self._observe_size = observe_size
         self._waiting: deque[Entry[Item, Result]] = deque()
+        # Entries back from a delay; they arrived before all that wait, and keep their order among themselves.
+        self._returned: deque[Entry[Item, Result]] = deque()
         self._delayed: dict[Entry[Item, Result], asyncio.TimerHandle] = {}
         self._in_flight: set[asyncio.Task[None]] = set()
         self._pump_scheduled = False
@@ -102,7 +104,7 @@ class GroupCommit(Generic[Item, Result]):
     @property
     def waiting(self) -> int:
         """Entries that are in no group at the moment."""
-        return len(self._waiting) + len(self._delayed)
+        return len(self._waiting) + len(self._returned) + len(self._delayed)
 
     async def submit(self, item: Item, *, deadline: float) -> Result:
         """Puts an item into one of the next groups and returns its result.
@@ -144,7 +146,7 @@ class GroupCommit(Generic[Item, Result]):
 
     def _pump(self) -> None:
         self._pump_scheduled = False
-        while self._waiting and len(self._in_flight) < self._max_in_flight:
+        while (self._waiting or self._returned) and len(self._in_flight) < self._max_in_flight:
             group = self._take_group()
             if group:
                 self._observe_size(len(group))
@@ -156,8 +158,8 @@ class GroupCommit(Generic[Item, Result]):
     def _take_group(self) -> list[Entry[Item, Result]]:
         group: list[Entry[Item, Result]] = []
         now = time.monotonic()
-        while self._waiting and len(group) < self._max_group:
-            entry = self._waiting.popleft()
+        while (self._waiting or self._returned) and len(group) < self._max_group:
+            entry = (self._returned or self._waiting).popleft()
             if entry.deadline <= now:
                 entry.fail(MeshError("DEADLINE_EXCEEDED"))
             if not entry.done:
@@ -191,18 +193,18 @@ class GroupCommit(Generic[Item, Result]):
 
     def _resubmit(self, entry: Entry[Item, Result]) -> None:
         del self._delayed[entry]
-        # It arrived before all that wait now.
-        self._waiting.appendleft(entry)
+        self._returned.append(entry)
         self._schedule_pump()
 
     def _note_drained(self) -> None:
-        if self._closing and not (self._waiting or self._delayed or self._in_flight):
+        if self._closing and not (self.waiting or self._in_flight):
             self._drained.set()
 
     async def _abandon(self) -> None:
         for timer in self._delayed.values():
             timer.cancel()
-        left = [*self._waiting, *self._delayed]
+        left = [*self._returned, *self._waiting, *self._delayed]
+        self._returned.clear()
         self._waiting.clear()
         self._delayed.clear()
         self._fail_open(left, MeshError("UNAVAILABLE", part="group_commit"))

@@ -206,3 +206,15 @@ async def test_each_shard_gets_its_owner_row_once_and_existing_rows_stay(
     assert await seed_shard_owner(database, range(65)) == [64]
     rows = await mariadb.administer(f"SELECT shard, epoch, state FROM {SCHEMA}.shard_owner ORDER BY shard")
     assert rows == [(shard, 7, 2) if shard == 3 else (shard, 1, 1) for shard in range(65)]
+
+
+async def test_an_owner_row_that_another_runner_adds_meanwhile_is_left_to_it(
+    mariadb: PrivateMariaDB, database: Database, package: MakePackage
+) -> None:
+    await migrate(database, package({"0001_pre_a.sql": CREATE_OWNERS}))
+    async with database.transaction(timeout_s=20) as other:
+        await other.execute("INSERT INTO shard_owner (shard, epoch, state) VALUES (5, 9, 1)")
+        seeding = asyncio.create_task(seed_shard_owner(database, range(8)))
+        await until_running(mariadb, "INSERT INTO shard_owner%")
+    assert await seeding == [0, 1, 2, 3, 4, 6, 7]
+    assert await mariadb.administer(f"SELECT epoch FROM {SCHEMA}.shard_owner WHERE shard = 5") == [(9,)]

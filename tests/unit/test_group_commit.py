@@ -206,6 +206,32 @@ async def test_an_entry_that_retries_later_holds_nobody_up_and_counts_its_attemp
     assert counter.groups == [[0, 1, 2], [1], [1]]
 
 
+async def test_entries_back_from_a_delay_go_before_later_arrivals_in_their_own_order(
+    grouped: GroupCommit[int, str], counter: Counter
+) -> None:
+    def busy_once(entry: Entry[int, str]) -> None:
+        if entry.attempts == 0 and entry.item in {1, 2}:
+            assert entry.retry_later(0.001)
+        else:
+            entry.resolve(f"r{entry.item}")
+
+        if entry.item == 2 and entry.attempts == 0:
+            counter.gate.clear()
+
+    counter.act = busy_once
+    early = submit_all(grouped, [0, 1, 2])
+    await until(lambda: counter.at_work == 1)
+    (blocker,) = submit_all(grouped, [-1])
+    await until(lambda: grouped.waiting == 1)
+    counter.gate.set()
+    await until(lambda: len(counter.groups) == 2)
+    late = submit_all(grouped, [3, 4])
+    await until(lambda: len(grouped._returned) == 2 and len(grouped._waiting) == 2)
+    counter.gate.set()
+    await asyncio.gather(blocker, *early, *late)
+    assert counter.groups == [[0, 1, 2], [-1], [1, 2, 3, 4]]
+
+
 async def test_a_retry_that_would_outlast_the_deadline_is_refused_to_the_group() -> None:
     async def busy(group: Group) -> None:
         for entry in group:
