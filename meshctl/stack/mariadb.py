@@ -87,6 +87,8 @@ class MariaDB(Component):
                 "--no-defaults",
                 *_as_root(),
                 f"--datadir={data}",
+                # A server removes every #sql file of its temporary folder when it starts, another server's too.
+                f"--tmpdir={self.layout.run}",
                 f"--socket={self.socket}",
                 f"--pid-file={self.layout.run / 'mariadb.pid'}",
                 f"--init-file={self.layout.run / 'mariadb-init.sql'}",
@@ -189,6 +191,7 @@ class MariaDB(Component):
                     "--no-defaults",
                     *_as_root(),
                     f"--datadir={partial}",
+                    f"--tmpdir={self.layout.run}",
                     "--auth-root-authentication-method=normal",
                     "--skip-test-db",
                     f"--innodb-log-file-size={self._sizes.redo_log_mib}M",

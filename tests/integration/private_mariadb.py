@@ -39,6 +39,8 @@ class PrivateMariaDB:
                     str(shutil.which("mariadb-install-db")),
                     "--no-defaults",
                     f"--datadir={self.folder / 'data'}",
+                    # Not the shared one, which every starting server sweeps.
+                    f"--tmpdir={self.folder}",
                     "--auth-root-authentication-method=normal",
                     "--skip-test-db",
                     *as_root,
@@ -58,6 +60,7 @@ class PrivateMariaDB:
                     program,
                     "--no-defaults",
                     f"--datadir={self.folder / 'data'}",
+                    f"--tmpdir={self.folder}",
                     f"--socket={self.socket}",
                     f"--port={self.port}",
                     "--bind-address=127.0.0.1",
