@@ -47,7 +47,7 @@ function check_fields(object, message, path)
 end
 
 -- Why a body is refused, or nil, and the request_id that it names.
-local function check(text, message)
+local function refusal_of(text, message)
   local value, problem = json.decode(text, DEPTH_MAX)
   if value == nil then
     return {reason = problem.reason, metadata = {problem = problem.problem}}
@@ -59,17 +59,21 @@ local function check(text, message)
   return refusal, value.fields.request_id or value.fields.requestId
 end
 
-function envoy_on_request(handle)
+local function check(handle)
   local message = call.noted(handle).message
   if not message or message == "" then
     return
   end
   local body = handle:body(true)
-  local refusal, request_id = check(body:getBytes(0, body:length()), message)
+  local refusal, request_id = refusal_of(body:getBytes(0, body:length()), message)
   if type(request_id) == "string" and #request_id <= 64 and string.find(request_id, "^[!-~]+$") then
     call.note(handle, "request_id", request_id)
   end
   if refusal then
     call.refuse(handle, 400, refusal.reason, refusal.metadata)
   end
+end
+
+function envoy_on_request(handle)
+  call.guard(handle, check)
 end

@@ -45,4 +45,13 @@ function call.refuse(handle, status, reason, metadata, headers)
   handle:respond(reply, reason)
 end
 
+-- Runs a check so that its failure ends the call: Envoy lets a call go on whose script failed.
+function call.guard(handle, check)
+  local done, problem = pcall(check, handle)
+  if not done then
+    handle:logErr(tostring(problem))
+    call.refuse(handle, 500, "INTERNAL")
+  end
+end
+
 return call

@@ -67,7 +67,7 @@ local function is_json(content_type)
   return parameters == "" or string.find(parameters, '^;%s*charset="?utf%-8"?%s*$') ~= nil
 end
 
-function envoy_on_request(handle)
+local function check(handle)
   local headers = handle:headers()
   local path, query = string.match(headers:get(":path") or "", "^([^?]*)%??(.*)$")
   if call.is_native_grpc(headers) then
@@ -102,4 +102,8 @@ function envoy_on_request(handle)
     return call.refuse(handle, 400, "VALIDATION_FAILED", {field = "Idempotency-Key", problem = problem})
   end
   call.note(handle, "message", verb.has_body and verb.request or "")
+end
+
+function envoy_on_request(handle)
+  call.guard(handle, check)
 end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _TEMPLATES = _ROOT / "envoy"
 _DESCRIPTOR_SET = _ROOT / "gen" / "couponmesh.binpb"
 _VALIDATE_TIMEOUT_S = 60
+_SOCKET_PATH_MAX_BYTES = 107
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +106,11 @@ def render(settings: EdgeSettings) -> str:
     """Envoy's configuration as YAML; reads the contract and the scripts, writes nothing.
 
     Raises:
-        ValueError: an endpoint is not "host:port", or the contract has something the edge does not know.
+        ValueError: an endpoint is not "host:port", the socket's path is too long, or the contract has something the
+            edge does not know.
     """
+    if len(os.fsencode(settings.admin_socket)) > _SOCKET_PATH_MAX_BYTES:
+        raise ValueError(f"{settings.admin_socket} is longer than a unix socket's path may be")
     served = contract(settings.descriptor_set)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),

@@ -100,7 +100,8 @@ class _Cashier(cashier_service_pb2_grpc.CashierServiceServicer):
     async def Consume(self, request: Any, context: Any) -> Any:  # noqa: N802 - the generated name
         await self._services.answer("Consume", request.coupon_code, request, context)
         reply = cashier_service_pb2.ConsumeResponse(transaction_id="TX202508110001", coupon_id="0" * 19)
-        reply.deduction.currency_code, reply.deduction.amount_minor = "CNY", round(request.amount * 100)
+        minor = round(request.amount * 100) if abs(request.amount) < 1e15 else 0
+        reply.deduction.currency_code, reply.deduction.amount_minor = "CNY", minor
         return reply
 
 
@@ -153,8 +154,8 @@ class _Risk(risk_service_pb2_grpc.RiskServiceServicer):
 
 
 @contextlib.asynccontextmanager
-async def scripted_services() -> AsyncIterator[ScriptedServices]:
-    """The scripted services, listening on a free loopback port."""
+async def scripted_services(port: int = 0) -> AsyncIterator[ScriptedServices]:
+    """The scripted services, listening on a loopback port: the given one or a free one."""
     services = ScriptedServices()
     server = services.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     # The type stubs know the synchronous servicer only.
@@ -165,7 +166,7 @@ async def scripted_services() -> AsyncIterator[ScriptedServices]:
     batch_service_pb2_grpc.add_BatchServiceServicer_to_server(_Batches(services), server)
     coupon_service_pb2_grpc.add_CouponServiceServicer_to_server(_Coupons(services), server)  # type: ignore[abstract]
     risk_service_pb2_grpc.add_RiskServiceServicer_to_server(_Risk(services), server)
-    services.port = server.add_insecure_port("127.0.0.1:0")
+    services.port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:
         yield services

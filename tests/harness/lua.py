@@ -34,6 +34,7 @@ function(given)
   return {headers = function() return headers end,
           body = function() return body end,
           streamInfo = function() return {dynamicMetadata = function() return stored end} end,
+          logErr = function(_, problem) given.failed(problem) end,
           respond = function(_, reply) given.responded(reply[":status"]) end}
 end
 """
@@ -66,6 +67,7 @@ class Stream:
     body: bytes = b""
     noted: dict[str, Any] = field(default_factory=dict)
     status: str = ""
+    failures: list[str] = field(default_factory=list)
 
     def handle(self, runtime: Any) -> Any:
         """The stream handle to pass to the script."""
@@ -76,6 +78,7 @@ class Stream:
             "body": lambda: self.body,
             "set_body": lambda text: setattr(self, "body", text),
             "noted": self._note,
+            "failed": lambda problem: self.failures.append(problem.decode()),
             "responded": lambda status: setattr(self, "status", status.decode()),
         }
         wrapped = {name.encode(): _in_bytes(callback) for name, callback in callbacks.items()}

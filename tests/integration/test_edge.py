@@ -222,6 +222,16 @@ async def test_a_body_of_unknown_length_over_the_limit_gets_413(client: httpx.As
     assert (reply.status_code, reply.json()["reason"]) == (413, "BODY_TOO_LARGE")
 
 
+@pytest.mark.parametrize(
+    ("amount", "seen"), [(b"150.00", "150.0"), (b'"150.00"', "150.0"), (b"1e300", "1e+300"), (b'"NaN"', "nan")]
+)
+async def test_an_odd_amount_reaches_the_service_which_refuses_it(
+    client: httpx.AsyncClient, services: ScriptedServices, amount: bytes, seen: str
+) -> None:
+    reply = await client.post(CONSUME, content=b'{"amount":' + amount + b"}", headers=JSON)
+    assert str(seen_by(services, reply.headers["x-request-id"]).request.amount) == seen
+
+
 async def test_a_body_just_under_the_limit_arrives(client: httpx.AsyncClient, services: ScriptedServices) -> None:
     codes = [{"code": "C" * 30, "user_id": "9007199254740991"} for _ in range(1_000)]
     reply = await client.post("/api/v1/batches/1/codes:import", json={"request_id": "r", "codes": codes})
@@ -518,6 +528,17 @@ async def test_calls_are_spread_over_replicas_and_leave_one_that_went_away(tmp_p
                 continue
 
 
+async def test_a_service_that_comes_back_is_reached_within_ten_seconds(tmp_path: Path) -> None:
+    port = free_port()
+    async with running_edge(tmp_path, coupon=[port]) as edge, edge.client() as client:
+        for _ in range(2):
+            async with scripted_services(port):
+                async with asyncio.timeout(10):
+                    while await consume_status(client) != 200:
+                        continue
+            assert [await consume_status(client) for _ in range(20)] == [503] * 20
+
+
 async def consume_status(client: httpx.AsyncClient) -> int:
     return (await client.post(CONSUME, content=GIVEN, headers=JSON)).status_code
 
@@ -585,6 +606,12 @@ def test_envoy_itself_takes_the_rendered_configuration(tmp_path: Path) -> None:
     configuration.write_text(render(settings).replace("jwt_authn.v3", "jwt_authn.v4"))
     with pytest.raises(ValueError, match="Envoy refuses"):
         validate(ENVOY, configuration)
+
+
+def test_a_socket_path_that_no_system_takes_is_refused(tmp_path: Path) -> None:
+    settings = EdgeSettings.under(tmp_path / ("x" * 100), port=8443, coupon=["127.0.0.1:1"], risk=["127.0.0.1:4"])
+    with pytest.raises(ValueError, match="unix socket"):
+        render(settings)
 
 
 @pytest.mark.parametrize("endpoint", ["", "localhost", "127.0.0.1:", "127.0.0.1:0", ":1", "127.0.0.1:x", "h:70000"])

@@ -75,6 +75,12 @@ def test_the_request_id_in_the_body_is_noted_for_the_reply() -> None:
     assert "request_id" not in checked({"request_id": 7}).noted
 
 
+def test_a_check_that_fails_ends_the_call_instead_of_letting_it_through() -> None:
+    stream = checked({"a": 1}, "couponmesh.no.such.Message")
+    assert (stream.status, stream.noted["reason"]) == ("500", "INTERNAL")
+    assert stream.failures
+
+
 def test_a_call_without_a_body_of_its_own_is_not_read() -> None:
     assert BODY.request(Stream(body=b"{"), message="").status == ""
     assert BODY.request(Stream(body=b"{")).status == ""
