@@ -20,10 +20,12 @@ from opentelemetry import trace
 from meshkit import context, logs, tracing
 from meshkit.access import AccessRule, let_in
 from meshkit.context import RequestContext
+from meshkit.deadlines import Deadlines
 from meshkit.error_table import DETAILS_KEY, ErrorTable
 from meshkit.errors import InvalidFields, MeshError
 from meshkit.identity import Identities, edge_address
-from meshkit.telemetry import Telemetry
+from meshkit.rpc_metrics import RpcMetrics
+from meshkit.telemetry import LATENCY_BUCKETS, Telemetry
 from meshkit.validation import Requests, parse
 
 IDEMPOTENCY_KEY = "idempotency-key"
@@ -66,16 +68,15 @@ class Interceptor:
         self.errors = errors
         self.default_deadline_s = default_deadline_s
         self.max_deadline_s = max_deadline_s
+        self.defaults = Deadlines(default_deadline_s)
+        self.bounds = Deadlines(max_deadline_s)
         self.max_in_flight = max_in_flight
         self.log_requests = log_requests
         self.log = logs.logger("meshkit.rpc")
         self.identities = Identities()
         self.requests = Requests()
-        self.in_flight = 0
-        self.answered = telemetry.counter("mesh_rpc_requests_total", "Calls answered.", ("rpc", "code", "reason"))
-        self.duration = telemetry.histogram("mesh_rpc_duration_seconds", "Time from arrival to answer.", ("rpc",))
-        gauge = telemetry.gauge("mesh_rpc_in_flight", "Calls being served.")
-        gauge.set_function(lambda: self.in_flight)
+        self.metrics = RpcMetrics(LATENCY_BUCKETS)
+        telemetry.collect(self.metrics)
 
     def wrap(
         self, service: ServiceDescriptor, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
@@ -115,7 +116,7 @@ class _Call:
 class _Rpc:
     """One RPC and all that is known about it before its first call."""
 
-    __slots__ = ("_answered", "_behaviour", "_duration", "_request_class", "_rule", "_shared", "_telemetry")
+    __slots__ = ("_behaviour", "_counts", "_request_class", "_rule", "_shared", "_telemetry")
 
     def __init__(
         self, shared: Interceptor, rule: AccessRule, request_class: type[Message], behaviour: Behaviour
@@ -125,8 +126,7 @@ class _Rpc:
         self._rule = rule
         self._request_class = request_class
         self._behaviour = behaviour
-        self._duration = shared.duration.labels(rule.rpc)
-        self._answered = {_OK: shared.answered.labels(rule.rpc, "OK", "OK")}
+        self._counts = shared.metrics.rpc(rule.rpc)
 
     async def serve(self, raw: bytes, wire: ServicerContext) -> bytes:
         """Answers one call; every way out of it is counted."""
@@ -152,7 +152,7 @@ class _Rpc:
 
     async def _serve(self, raw: bytes, call: _Call) -> bytes:
         shared = self._shared
-        shared.in_flight += 1
+        shared.metrics.in_flight += 1
         try:
             reply = await self._attempt(raw, call)
         except MeshError as error:
@@ -169,13 +169,13 @@ class _Rpc:
             shared.log.error("rpc_failed", rpc=self._rule.rpc, trace_id=call.hop.trace_id, **fields)  # noqa: TRY400
             await self._refuse(call, MeshError("INTERNAL"))
         finally:
-            shared.in_flight -= 1
+            shared.metrics.in_flight -= 1
         self._count(call, *_OK)
         return reply
 
     async def _attempt(self, raw: bytes, call: _Call) -> bytes:
         shared, metadata = self._shared, call.metadata
-        if shared.in_flight > shared.max_in_flight:
+        if shared.metrics.in_flight > shared.max_in_flight:
             raise MeshError("OVERLOADED")
         principal = shared.identities.principal(metadata)
         ownerships = self._rule.ownerships(principal)
@@ -185,17 +185,23 @@ class _Rpc:
         idempotency_key = metadata.get(IDEMPOTENCY_KEY, "")
         if idempotency_key and not _VISIBLE_ASCII.fullmatch(idempotency_key):
             raise InvalidFields([(IDEMPOTENCY_KEY, "must be 1 to 64 visible ASCII characters")])
-        stated_s = call.wire.time_remaining()
-        budget_s = shared.default_deadline_s if stated_s is None else min(stated_s, shared.max_deadline_s)
-        if budget_s <= 0:
+        # Without a deadline it is None, whatever the stubs say.
+        stated_s: Any = call.wire.time_remaining()
+        clock: Deadlines | None = None
+        if stated_s is None:
+            clock, budget_s = shared.defaults, shared.default_deadline_s
+        elif stated_s > shared.max_deadline_s:
+            clock, budget_s = shared.bounds, shared.max_deadline_s
+        elif stated_s > 0:
+            budget_s = stated_s
+        else:
             raise MeshError("DEADLINE_EXCEEDED")
-        deadline = time.monotonic() + budget_s
         context.enter(
             RequestContext(
                 principal=principal,
                 method=self._rule.rpc,
                 trace_id=call.hop.trace_id,
-                deadline=deadline,
+                deadline=time.monotonic() + budget_s,
                 idempotency_key=idempotency_key,
                 edge_ip=edge_address(metadata),
                 stored_ownership=stored_ownership,
@@ -203,16 +209,18 @@ class _Rpc:
                 sampled=call.hop.sampled,
             )
         )
-        if budget_s == stated_s:
+        if clock is None:
             # gRPC cancels this task at the caller's own deadline.
             return (await self._behaviour(request, call.wire)).SerializeToString()
+        ticket = clock.enter()
         try:
-            async with asyncio.timeout(budget_s):
-                return (await self._behaviour(request, call.wire)).SerializeToString()
-        except TimeoutError as error:
-            if time.monotonic() < deadline:
-                raise
-            raise MeshError("DEADLINE_EXCEEDED") from error
+            return (await self._behaviour(request, call.wire)).SerializeToString()
+        except asyncio.CancelledError as error:
+            if ticket.owns_cancellation():
+                raise MeshError("DEADLINE_EXCEEDED") from error
+            raise
+        finally:
+            clock.leave(ticket)
 
     async def _refuse(self, call: _Call, error: MeshError) -> NoReturn:
         shared = self._shared
@@ -226,12 +234,7 @@ class _Rpc:
 
     def _count(self, call: _Call, code: grpc.StatusCode, reason: str) -> None:
         took_s = time.monotonic() - call.started
-        key = (code, reason)
-        answered = self._answered.get(key)
-        if answered is None:
-            answered = self._answered[key] = self._shared.answered.labels(self._rule.rpc, code.name, reason)
-        answered.inc()
-        self._duration.observe(took_s)
+        self._counts.count(code.name, reason, took_s)
         if call.hop.sampled and self._telemetry.records:
             span = trace.get_current_span()
             span.set_attribute("rpc.grpc.status_code", code.value[0])
