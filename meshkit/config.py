@@ -46,7 +46,13 @@ class ServiceConfig(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
+        env_nested_delimiter="__",
+        # A variable set to nothing counts as not set.
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
     )
 
     service_name: str = "mesh"

@@ -73,7 +73,8 @@ def run(config: C, build: Build[C], *, error_reasons: Sequence[EnumDescriptor]) 
     try:
         uvloop.run(_live(config, build, error_reasons))
     except Exception as error:  # noqa: BLE001 - the boundary of the process.
-        reason = str(error) if isinstance(error, StartRefusedError) else ""
+        # Of a system error the text is a path or an address.
+        reason = str(error) if isinstance(error, StartRefusedError | OSError) else ""
         # Not log.exception: the text of an exception may hold a secret.
         log.error("service_failed", problem=reason, **logs.describe(error))  # noqa: TRY400
         raise SystemExit(1) from None

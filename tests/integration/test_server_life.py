@@ -1,16 +1,11 @@
 import asyncio
-import json
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from couponmesh.coupon.v1 import cashier_service_pb2_grpc
@@ -27,17 +22,7 @@ from tests.integration.served import (
     served,
     till,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-async def health_of(port: int, service: str) -> int:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        request = health_pb2.HealthCheckRequest(service=service)
-        reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
-    return int(reply.status)
+from tests.integration.service_process import NOT_SERVING, SERVING, ServiceProcess, health_of, service_process
 
 
 async def test_health_is_told_overall_and_per_service_to_anyone() -> None:
@@ -174,54 +159,14 @@ async def test_a_call_that_outlives_the_grace_period_is_cancelled() -> None:
         assert (await call).code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
-class Served:
-    """A service process and the events that it logged so far."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.events: list[dict[str, Any]] = []
-
-    async def until(self, event: str) -> dict[str, Any]:
-        """Reads the log up to an event."""
-        assert self.process.stderr is not None
-        async with asyncio.timeout(20):
-            async for line in self.process.stderr:
-                self.events.append(json.loads(line))
-                if self.events[-1]["event"] == event:
-                    return self.events[-1]
-        raise AssertionError(f"{event} was never logged: {self.events}")
-
-    async def exit_status(self) -> int:
-        async with asyncio.timeout(20):
-            return await self.process.wait()
-
-    @property
-    def names(self) -> list[str]:
-        return [event["event"] for event in self.events]
-
-
-@asynccontextmanager
-async def process(**variables: str) -> AsyncIterator[Served]:
+def process(**variables: str) -> AbstractAsyncContextManager[ServiceProcess]:
     settings = {
         "SERVED_LISTEN": "127.0.0.1:0",
         "SERVED_METRICS_LISTEN": "127.0.0.1:0",
         "SERVED_DRAIN_S": "0.2",
         "SERVED_GRACE_S": "10",
     }
-    started = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.integration.served_process",
-        cwd=ROOT,
-        env=os.environ | settings | variables,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield Served(started)
-    finally:
-        if started.returncode is None:
-            started.kill()
-        await started.wait()
+    return service_process("tests.integration.served_process", **(settings | variables))
 
 
 async def test_sigterm_finishes_the_running_call_then_closes_and_a_second_one_changes_nothing() -> None:
@@ -272,15 +217,7 @@ async def test_a_bad_configuration_ends_the_process_with_status_2_and_names_ever
 @pytest.mark.parametrize("package", ["settle_svc", "campaign_svc"])
 async def test_a_service_that_owns_a_schema_does_not_start_without_knowing_where(package: str) -> None:
     prefix = package.removesuffix("_svc").upper()
-    started = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        package,
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith(prefix)},
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(20):
-        _, errors = await started.communicate()
-    assert started.returncode == 1
-    assert f"{prefix}_SHARD_MAP_FILE is not set" in errors.decode()
+    async with service_process(package, **{f"{prefix}_SHARD_MAP_FILE": ""}) as service:
+        event = await service.until("service_failed")
+        assert await service.exit_status() == 1
+    assert event["problem"].startswith(f"{prefix}_SHARD_MAP_FILE is not set")

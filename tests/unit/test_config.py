@@ -36,6 +36,13 @@ def test_variables_set_fields_also_nested_and_listed_ones(monkeypatch: pytest.Mo
     assert (config.listen, config.clients, config.window) == ("0.0.0.0:7001", ("a", "b"), Window(limit=3))
 
 
+def test_a_variable_set_to_nothing_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MADEUP_LISTEN", "")
+    monkeypatch.setenv("MADEUP_SHARD_MAP_FILE", "")
+    config = parse(MadeUpConfig)
+    assert (config.listen, config.shard_map_file) == ("127.0.0.1:50051", None)
+
+
 def test_every_bad_value_is_named_in_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = {
         "MADEUP_LISTEN": "nowhere",
