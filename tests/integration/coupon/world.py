@@ -354,6 +354,23 @@ class World:
 
     # --- processes ---
 
+    async def known_to(self, process: CouponProcess, coupons: Iterable[OwnedCoupon]) -> None:
+        """Lets a process look coupons up, so that a consume of one joins a group without any query before it."""
+        by = self.operator()
+        await asyncio.gather(
+            *(process.call(coupon_service_pb2.GetCouponRequest(coupon_id=coupon.coupon_id), by) for coupon in coupons)
+        )
+
+    @asynccontextmanager
+    async def group_at_work(self, process: CouponProcess, shard: int) -> AsyncIterator[None]:
+        """Keeps a group of one database at work, one consume strong: what arrives in the block makes up the next."""
+        card = await self.card(shard=shard)
+        with self.books.coupon_held(card.coupon_id):
+            alone = asyncio.ensure_future(process.consume(card, "1.00", self.cashier()))
+            await self.books.until_waiting(card.coupon_id)
+            yield
+        await alone
+
     @asynccontextmanager
     async def further_process(self, **settings: str) -> AsyncIterator[CouponProcess]:
         """A third coupon_svc with settings of its own, for as long as the block runs."""
