@@ -46,11 +46,15 @@ class Component(ABC):
 
     start_timeout_s: float = 30.0
     stop_grace_s: float = 10.0
+    # A part that never served has nothing to finish; and mariadbd, told to stop in the first moments of its start, may
+    # never do so (10.11: SIGTERM some 60 ms after its start).
+    unserved_grace_s: float = 2.0
 
     def __init__(self, name: str, layout: Layout) -> None:
         self.name = name
         self.layout = layout
         self._child: Child | None = None
+        self._has_served = False
 
     @property
     @abstractmethod
@@ -90,6 +94,7 @@ class Component(ABC):
     def adopt(self, process: ProcessId) -> None:
         """Takes charge of a process that another `meshctl` started."""
         self._child = Child(process)
+        self._has_served = True
 
     def launch(self) -> ProcessId:
         """Prepares and starts it, without waiting until it serves.
@@ -101,6 +106,7 @@ class Component(ABC):
             raise StackError(f"{self.name} runs already")
         self.prepare()
         command = self.command()
+        self._has_served = False
         try:
             self._child = Child.spawn(command.argv, env=command.env, cwd=self.layout.mesh, log=self.log)
         except OSError as error:
@@ -132,6 +138,7 @@ class Component(ABC):
                         f"{self.name} does not serve after {limit_s:g} s ({reason}); {self.log_tail()}"
                     ) from reason
             else:
+                self._has_served = True
                 return
             time.sleep(_POLL_S)
             if aborted():
@@ -139,7 +146,8 @@ class Component(ABC):
 
     def stop(self, *, hurry: Event | None = None) -> bool:
         """Ends it with SIGTERM, then SIGKILL; True when the latter was not needed."""
-        return self._child is None or self._child.end(grace_s=self.stop_grace_s, hurry=hurry)
+        grace_s = self.stop_grace_s if self._has_served else self.unserved_grace_s
+        return self._child is None or self._child.end(grace_s=grace_s, hurry=hurry)
 
     def kill(self) -> None:
         """Ends it with SIGKILL and returns when it is gone."""

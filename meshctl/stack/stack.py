@@ -275,6 +275,8 @@ class LocalStack:
                 self._state = self._state.with_process(component.name, process)
                 state.write(self.layout, self._state)
             component.wait_ready(aborted=aborted)
+        except StartAborted:
+            raise
         except StackError as error:
             self._observe(component.name, "failed", str(error).partition(";")[0])
             raise
