@@ -44,9 +44,9 @@ format: packages ## Formats Python and protos in place.
 	@$(BIN)/buf format -w protos
 
 .PHONY: gen
-gen: packages ## Generates gen/ from protos/.
+gen: packages ## Generates gen/ and docs/reference/ from protos/.
 	@$(BIN)/python tools/gen.py
-	@if [ -e tools/reference.py ]; then $(BIN)/python tools/reference.py; fi
+	@$(BIN)/python tools/reference.py
 
 .PHONY: baseline
 baseline: packages ## Records today's contract as the one that `make lint` guards; for a release.
