@@ -24,6 +24,7 @@ from meshkit.deadlines import Deadlines
 from meshkit.error_table import DETAILS_KEY, ErrorTable
 from meshkit.errors import InvalidFields, MeshError
 from meshkit.identity import Identities, edge_address
+from meshkit.mysql_errors import CommitOutcomeUnknown, DatabaseUnavailable, Deadlock
 from meshkit.rpc_metrics import RpcMetrics
 from meshkit.telemetry import LATENCY_BUCKETS, Telemetry
 from meshkit.validation import Requests, parse
@@ -32,6 +33,8 @@ IDEMPOTENCY_KEY = "idempotency-key"
 
 _VISIBLE_ASCII = re.compile(r"[!-~]{1,64}")
 _OK = (grpc.StatusCode.OK, "OK")
+# What a database may do to any request. It can be repeated: a mutation looks for its own record first.
+_DATABASE_AWAY = (DatabaseUnavailable, CommitOutcomeUnknown, Deadlock)
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
 Behaviour = Callable[[Any, ServicerContext], Awaitable[Message]]
@@ -157,6 +160,8 @@ class _Rpc:
             reply = await self._attempt(raw, call)
         except MeshError as error:
             await self._refuse(call, error)
+        except _DATABASE_AWAY:
+            await self._refuse(call, MeshError("UNAVAILABLE", part="mysql"))
         except asyncio.CancelledError:
             # The caller went away or its deadline passed; gRPC answers it, and the task must end as cancelled.
             expired = call.wire.time_remaining() == 0
