@@ -191,13 +191,16 @@ class ActivateCoupon:
 
     async def _close(self, stored: StoredCoupon, binding: Binding) -> None:
         """Moves the old row on to ACTIVATED, once."""
+        if stored.coupon.status is not CouponStatus.UNACTIVATED:
+            return
         shard = stored.coupon.shard
+        # Read before the row is locked: those who wait for the lock may hold every other connection.
+        origin = await self._origin_of_mark(stored)
         async with self._store.unit(shard) as unit:
             await refuse_moved(unit, {shard})
             current = await unit.lock_stored(shard, stored.coupon.coupon_id)
             if current is None or current.coupon.status is not CouponStatus.UNACTIVATED:
                 return
-            origin = await self._origin_of_mark(stored)
             row = journal_step(
                 current, JournalKind.ACTIVATED, CouponStatus.ACTIVATED, origin, self._sign, binding=binding
             )
