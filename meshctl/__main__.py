@@ -6,6 +6,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from meshctl.certs import certs
 from meshctl.demo.command import demo
@@ -39,13 +40,8 @@ def main() -> None:
     try:
         build()()
     except StackError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {_plain(str(error))}")
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(str(error))}")
         sys.exit(_CALLED_OFF if isinstance(error, StartAborted) else 1)
-
-
-def _plain(text: str) -> str:
-    # Square brackets in a message are no markup.
-    return text.replace("[", r"\[")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from meshctl.stack.process import send_signal, wait_gone
 from meshctl.stack.stack import LocalStack
 
 _OWNER_TIMEOUT_S = 90.0
+_LOCK_WAIT_S = 30.0
 
 
 def down(mesh: Mesh = DEFAULT_MESH, as_json: AsJson = False) -> None:
@@ -42,7 +43,7 @@ def _stop(layout: Layout, console: Console) -> list[str]:
             console.print(f"it is still at it after {_OWNER_TIMEOUT_S:g} s")
             raise typer.Exit(1)
     shown = StepsShown(console)
-    with state.exclusive(layout), shown.live():
+    with state.exclusive(layout, wait_s=_LOCK_WAIT_S), shown.live():
         # What nobody stands in front of: a detached stack, or the rest of one whose `meshctl up` was killed.
         stack = LocalStack.running(layout.mesh, observe=shown.on_step)
         if stack is not None:

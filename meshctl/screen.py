@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from threading import Lock
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
@@ -28,6 +29,7 @@ class StepsShown:
         self._tasks: dict[str, TaskID] = {}
         self._progress: Progress | None = None
         self._lock = Lock()
+        self._muted = False
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -50,7 +52,13 @@ class StepsShown:
     def on_step(self, component: str, step: str, detail: str) -> None:
         """Shows a step; the observer of a stack."""
         with self._lock:
-            self._show(component, step, detail)
+            if self._muted:
+                return
+            try:
+                self._show(component, step, escape(detail))
+            except (OSError, SystemExit):
+                # Nobody reads any more (rich ends the process for that); what runs must be stopped all the same.
+                self._muted = True
 
     def _show(self, component: str, step: str, detail: str) -> None:
         now = time.monotonic()
@@ -88,7 +96,7 @@ def health_table(healths: Sequence[Health]) -> Table:
     for health in healths:
         note = health.detail if health.state == "ok" else f"{health.detail}; log: {health.log}"
         pid = "" if health.pid is None else str(health.pid)
-        table.add_row(health.component, _STATES[health.state], pid, health.endpoint, note)
+        table.add_row(health.component, _STATES[health.state], pid, health.endpoint, escape(note))
     return table
 
 

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from meshctl.options import DEFAULT_MESH, AsJson, Mesh, counts, pairs
 from meshctl.screen import StepsShown, describe, endpoints_table, health_table
@@ -23,6 +24,7 @@ from meshctl.stack.process import identify
 from meshctl.stack.stack import HTTPS_PORT, LocalStack, StackSettings
 
 _LOOK_EVERY_S = 0.5
+_LOCK_WAIT_S = 30.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -76,17 +78,25 @@ def up(
             stack = LocalStack.plan(mesh, settings, observe=shown.on_step)
             with shown.live():
                 stack.start(abort=stop, owner=None if detach else identify(os.getpid()))
-        console.print(f"\nup after {time.monotonic() - began:.1f} s; MariaDB: {stack.mariadb.sizes_in_use()}\n")
-        console.print(endpoints_table(stack))
-        if as_json:
-            print(json.dumps(describe(stack, stack.health(), "up")), flush=True)
-        if detach:
-            console.print("\nruns in the background: `meshctl status`, `meshctl logs`, `meshctl down`")
-            return
-        console.print("\nCtrl-C stops it")
-        _watch(stack, stop, console)
-        with state.exclusive(layout), shown.live():
-            stack.stop(hurry=hurry)
+        try:
+            _announce(stack, console, took_s=time.monotonic() - began, as_json=as_json)
+            if detach:
+                console.print("\nruns in the background: `meshctl status`, `meshctl logs`, `meshctl down`")
+                return
+            console.print("\nCtrl-C stops it")
+            _watch(stack, stop, console)
+        finally:
+            if not detach:
+                # Another `meshctl up` may be looking whether this one runs.
+                with state.exclusive(layout, wait_s=_LOCK_WAIT_S), shown.live():
+                    stack.stop(hurry=hurry)
+
+
+def _announce(stack: LocalStack, console: Console, *, took_s: float, as_json: bool) -> None:
+    console.print(f"\nup after {took_s:.1f} s; MariaDB: {stack.mariadb.sizes_in_use()}\n")
+    console.print(endpoints_table(stack))
+    if as_json:
+        print(json.dumps(describe(stack, stack.health(), "up")), flush=True)
 
 
 @contextmanager
@@ -137,6 +147,6 @@ def _watch(stack: LocalStack, stop: Event, console: Console) -> None:
                 ended.add(component.name)
                 console.print(
                     f"[red]{component.name} ended[/] ({component.exit_description()}), the rest goes on; "
-                    f"{component.log_tail()}",
+                    f"{escape(component.log_tail())}"
                 )
     console.print("stopping")

@@ -34,6 +34,16 @@ def stack(stores: PrivateStack) -> PrivateStack:
     return stores
 
 
+@pytest.fixture(autouse=True)
+def _left_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves a component of the shared stack dead or frozen."""
+    shared: PrivateStack | None = request.getfixturevalue("stores") if "stores" in request.fixturenames else None
+    yield
+    if shared is not None:
+        harmed = shared.heal()
+        assert not harmed, f"the test left {', '.join(harmed)} dead or frozen"
+
+
 StartStack = Callable[..., PrivateStack]
 
 

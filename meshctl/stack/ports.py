@@ -48,6 +48,8 @@ def choose(
     """
     chosen: dict[str, int] = {}
     for name, port in asked.items():
+        if not 0 < port < 65_536:
+            raise StackError(f"{port}, asked for {name}, is no port")
         if port in chosen.values() or not is_free(port):
             raise StackError(f"port {port}, asked for {name}, is in use; choose another or leave it out")
         chosen[name] = port

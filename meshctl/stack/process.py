@@ -51,6 +51,14 @@ def is_alive(process: ProcessId) -> bool:
     return identify(process.pid) == process
 
 
+def is_frozen(process: ProcessId) -> bool:
+    """Whether it runs and was stopped by SIGSTOP."""
+    if not is_alive(process):
+        return False
+    text = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return text.rpartition(")")[2].split()[_STATE_FIELD] == "T"
+
+
 def send_signal(process: ProcessId, number: signal.Signals) -> bool:
     """Signals exactly this process; False when it is gone.
 

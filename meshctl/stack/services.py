@@ -19,6 +19,8 @@ from meshctl.stack.layout import Layout
 
 NAMES = ("coupon", "risk", "settle", "campaign")
 _ANSWER_TIMEOUT_S = 1.0
+# gRPC would send even loopback calls to an HTTP proxy that the shell names.
+_NO_PROXY = {"no_grpc_proxy": "127.0.0.1,localhost"}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -122,12 +124,11 @@ class Service(Component):
 
     def command(self) -> Command:
         """The service under this interpreter."""
-        ours = tuple(f"{name.upper()}_" for name in NAMES)
         # Variables of services in the caller's shell would make two starts differ; `settings` is the way to change one.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        inherited = {name: value for name, value in os.environ.items() if not is_setting(name)}
         # -P: the stack's folder, in which it runs, is no place to import from.
         argv = [sys.executable, "-P", "-m", f"{self.service}_svc"]
-        return Command(argv, {**inherited, "PYTHONUNBUFFERED": "1", **self.environment()})
+        return Command(argv, {**inherited, "PYTHONUNBUFFERED": "1", **_NO_PROXY, **self.environment()})
 
     def check(self) -> None:
         """Asks gRPC health, which says SERVING once the service took up its work."""
@@ -145,6 +146,11 @@ class Service(Component):
 def replica_name(service: str, number: int) -> str:
     """The component name of a replica: "coupon" for the first, then "coupon-2" and so on."""
     return service if number == 1 else f"{service}-{number}"
+
+
+def is_setting(name: str) -> bool:
+    """Whether a variable belongs to the configuration of a service."""
+    return name.startswith(tuple(f"{service.upper()}_" for service in NAMES))
 
 
 def _nothing(_told: Surroundings) -> dict[str, str]:

@@ -148,6 +148,9 @@ class LocalStack:
         layout = Layout.of(mesh)
         layout.make()
         last = state.read(layout)
+        strangers = sorted(name for name in settings.service_settings if not services.is_setting(name))
+        if strangers:
+            raise StackError(f"no service reads {', '.join(strangers)}; names begin with COUPON_, RISK_ and so on")
         replicas = {name: count for name, count in settings.replicas.items() if count != 1}
         names = [
             "https", "mariadb", "redis", "zookeeper",

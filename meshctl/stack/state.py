@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from meshctl.stack.process import ProcessId, is_alive
 
 Phase = Literal["down", "starting", "up", "stopping"]
 _VERSION = 1
+_LOCK_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +86,34 @@ def write(layout: Layout, state: StackState) -> None:
 
 
 @contextmanager
-def exclusive(layout: Layout) -> Iterator[None]:
+def exclusive(layout: Layout, *, wait_s: float = 0.0) -> Iterator[None]:
     """Keeps every other `meshctl` from starting or stopping the same stack meanwhile.
+
+    Args:
+        layout: the stack's files.
+        wait_s: how long another one may still be at it.
 
     Raises:
         StackError: another one is at it.
     """
+    deadline = time.monotonic() + wait_s
     descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StackError(f"another meshctl is starting or stopping the stack in {layout.mesh}") from error
+        while not _locked(descriptor):
+            if time.monotonic() >= deadline:
+                raise StackError(f"another meshctl is starting or stopping the stack in {layout.mesh}")
+            time.sleep(_LOCK_POLL_S)
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _entry(process: ProcessId) -> dict[str, int]:

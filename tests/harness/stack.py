@@ -6,7 +6,8 @@ Fixtures (tests/conftest.py), all of session scope, so that a whole run shares o
     stack         the same stack, whole: two coupon_svc, risk_svc, settle_svc, campaign_svc and Envoy (about 3 s more)
     own_stack     a function that starts another stack with settings of the test's own (replicas, variables)
 
-A test that harms a component puts it right before it ends, and waits until the stack serves again:
+A test that harms a component puts it right before it ends, and waits until the stack serves again; one that leaves it
+dead or frozen fails, and the component is put right for the next test:
 
     async def test_consumes_go_on_without_redis(stack):
         stack.redis.kill()                    # SIGKILL; also: stop(), freeze(), thaw(), `with stack.redis.frozen():`
@@ -46,6 +47,7 @@ from meshctl.stack.component import Component
 from meshctl.stack.envoy import Envoy
 from meshctl.stack.failures import NotReady
 from meshctl.stack.mariadb import MariaDBSizes
+from meshctl.stack.process import is_frozen
 from meshctl.stack.services import Service
 from meshctl.stack.stack import LocalStack, StackSettings
 from meshkit.shard_map import Dsn, ShardMap
@@ -251,6 +253,21 @@ class PrivateStack:
         clusters = self.local.envoy.ask_admin("/clusters")
         flags = [line.rpartition("::")[2] for line in clusters.splitlines() if "::health_flags::" in line]
         return None if flags and all(flag == "healthy" for flag in flags) else Envoy.__name__
+
+    def heal(self) -> list[str]:
+        """Thaws what a test left frozen and starts what it left dead; names them. Blocks."""
+        harmed = []
+        for component in self.local.components:
+            if component.process is None:
+                continue
+            if is_frozen(component.process):
+                component.thaw()
+            elif component.is_running:
+                continue
+            else:
+                self.local.start_one(component)
+            harmed.append(component.name)
+        return harmed
 
     # --- where things are ---
 

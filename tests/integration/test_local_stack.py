@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from meshctl.stack.ports import is_free
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPONENTS = ["mariadb", "redis", "zookeeper", "coupon", "coupon-2", "risk", "settle", "campaign", "envoy"]
 SECRET_FILES = ["database_password", "database_root_password", "code_key", "code_keyring", "audit_keyring",
@@ -273,7 +275,9 @@ def test_a_second_up_keeps_the_data_names_a_component_that_dies_and_is_stopped_b
         detached.run("down")
     kept = json.loads((detached.mesh / "state.json").read_text())["ports"]
     password = (detached.mesh / "secrets" / "database_password").read_text()
-    foreground = detached.start("up")
+    # MariaDB elsewhere: the shard maps in ZooKeeper, by which services find it, must follow.
+    port = next(port for port in range(kept["mariadb"] + 1, 32_000) if port not in kept.values() and is_free(port))
+    foreground = detached.start("up", "--port", f"mariadb={port}")
     try:
         foreground.read_until("databases .* no new migrations")
         foreground.read_until("Ctrl-C stops it")
@@ -281,7 +285,8 @@ def test_a_second_up_keeps_the_data_names_a_component_that_dies_and_is_stopped_b
         assert {e["name"]: e["state"] for e in status["components"]} == {
             name: "ok" for name in COMPONENTS if name != "coupon-2"
         }
-        assert status["endpoints"]["mariadb"] == f"127.0.0.1:{kept['mariadb']}"
+        assert status["endpoints"]["mariadb"] == f"127.0.0.1:{port}"
+        assert status["endpoints"]["redis"] == f"127.0.0.1:{kept['redis']}"
         assert (detached.mesh / "secrets" / "database_password").read_text() == password
 
         pids = {entry["name"]: entry["pid"] for entry in status["components"]}
@@ -331,12 +336,21 @@ def test_what_a_killed_up_left_behind_is_stopped_by_the_next_down(detached: Mesh
     assert detached.processes() == []
 
 
-def test_a_port_that_was_asked_for_and_is_in_use_is_an_error(detached: Meshctl) -> None:
+def test_what_cannot_be_had_is_refused_before_anything_starts(detached: Meshctl) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         done = detached.run("up", "--https-port", str(port))
     assert done.returncode == 1
     assert f"port {port}, asked for https, is in use" in done.stderr
+    for arguments, fault in (
+        (("--port", "mysql=3307"), "no listener is called mysql"),
+        (("--port", "redis=70000"), "70000, asked for redis, is no port"),
+        (("--replicas", "coupon=9"), "from 1 to 8 replicas, not 9"),
+        (("--replicas", "till=2"), "no service is called till"),
+        (("--set", "COUPN_LOG_LEVEL=DEBUG"), "no service reads COUPN_LOG_LEVEL"),
+    ):
+        refused = detached.run("up", *arguments)
+        assert (refused.returncode, fault in refused.stderr) == (1, True), refused.stderr
     assert detached.processes() == []
 
 
