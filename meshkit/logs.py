@@ -17,6 +17,10 @@ from meshkit import context
 MAX_FRAMES = 50
 MAX_CAUSES = 8
 
+# The package whose modules log through the standard library, as libraries do.
+_OWN = "meshkit"
+_ADD_FIELDS = structlog.stdlib.ExtraAdder()
+
 
 def configure(service_name: str, level: str, log_format: str) -> None:
     """Sets up logging for the whole process, libraries included; called once, by the process's start."""
@@ -46,6 +50,7 @@ def configure(service_name: str, level: str, log_format: str) -> None:
     root.handlers[:] = [handler]
     # Libraries tell of every connection at INFO; their warnings are what an operator needs.
     root.setLevel(logging.WARNING if level in {"INFO", "WARNING"} else level)
+    logging.getLogger(_OWN).setLevel(level)
 
 
 def logger(name: str) -> FilteringBoundLogger:
@@ -83,8 +88,11 @@ def _type_name(error: BaseException) -> str:
     return f"{type(error).__module__}.{type(error).__qualname__}"
 
 
-def _source(library_logger: WrappedLogger, _: str, event: EventDict) -> EventDict:
-    event["source"] = library_logger.name if isinstance(library_logger, logging.Logger) else "?"
+def _source(log: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Names the logger of a standard record, and adds the fields of our own ones (a library's may be personal)."""
+    event["source"] = event["_record"].name
+    if event["source"].startswith(f"{_OWN}."):
+        return _ADD_FIELDS(log, method, event)
     return event
 
 
