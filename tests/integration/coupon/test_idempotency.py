@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.message import Message
 
-from couponmesh.coupon.v1 import batch_pb2
-from couponmesh.coupon.v1 import batch_service_pb2 as batches
 from couponmesh.coupon.v1 import cashier_service_pb2 as cashiers
 from couponmesh.coupon.v1 import coupon_service_pb2 as coupons
 from couponmesh.type.v1 import client_context_pb2
+from tests.integration.coupon.mutations import MUTATIONS, MakeMutation, Mutation, consume, with_
 from tests.integration.coupon.world import (
     GROUPED,
     GROUPS,
-    Caller,
     CouponProcess,
     Refusal,
     World,
@@ -36,180 +31,10 @@ from tests.integration.coupon.world import (
     yuan,
 )
 
-NO_HEADERS: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """A request that changes something.
-
-    Attributes:
-        request: What is sent.
-        other: Another payload under the same request_id.
-        by: Who sends it.
-        effects: How often it happened.
-        headers: Sent with each.
-    """
-
-    request: Message
-    other: Message
-    by: Caller
-    effects: Callable[[], int]
-    headers: tuple[tuple[str, str], ...] = NO_HEADERS
-
-    async def send(self, process: CouponProcess) -> bytes:
-        return await process.call_bytes(self.request, self.by, metadata=self.headers)
-
-    async def send_other(self, process: CouponProcess) -> bytes:
-        return await process.call_bytes(self.other, self.by, metadata=self.headers)
-
-
-def with_(request: Message, **fields: Any) -> Message:
-    """A copy with other values in some fields."""
-    changed = type(request)()
-    changed.CopyFrom(request)
-    changed.MergeFrom(type(request)(**fields))
-    return changed
-
-
-async def create_batch(world: World) -> Mutation:
-    name = f"batch {request_id()}"
-    request = batches.CreateBatchRequest(request_id=request_id(), name=name, terms=gift_card("5.00"))
-    return Mutation(
-        request,
-        with_(request, terms=gift_card("6.00")),
-        world.operator(),
-        lambda: len(world.books.everywhere("SELECT 1 FROM batch WHERE name = %s", name)),
-    )
-
-
-async def block_batch(world: World) -> Mutation:
-    batch_id = await world.batch(gift_card())
-    request = batches.BlockBatchRequest(
-        request_id=request_id(), batch_id=batch_id, block_scope=batch_pb2.BLOCK_SCOPE_CLAIM
-    )
-
-    def effects() -> int:
-        ((version, scope),) = world.books.everywhere(
-            "SELECT version, block_scope FROM batch WHERE batch_id = %s", batch_id
-        )
-        assert scope in (0, batch_pb2.BLOCK_SCOPE_CLAIM)
-        return int(version) - 1
-
-    return Mutation(request, with_(request, block_scope=batch_pb2.BLOCK_SCOPE_BOTH), world.operator(), effects)
-
-
-async def issue_to_a_user(world: World) -> Mutation:
-    batch_id = await world.batch(gift_card(), total_quantity=4)
-    request = coupons.IssueCouponsRequest(request_id=request_id(), batch_id=batch_id, user_id=world.user(), quantity=2)
-    return Mutation(
-        request, with_(request, quantity=1), world.operator(), lambda: issued_together(world, batch_id, quantity=2)
-    )
-
-
-async def issue_codes(world: World) -> Mutation:
-    batch_id = await world.batch(gift_card(), total_quantity=4)
-    request = coupons.IssueCouponsRequest(request_id=request_id(), batch_id=batch_id, quantity=2)
-    return Mutation(
-        request, with_(request, quantity=1), world.operator(), lambda: issued_together(world, batch_id, quantity=2)
-    )
-
-
-async def import_codes(world: World) -> Mutation:
-    batch_id = await world.batch(gift_card(), total_quantity=4)
-    lines = [
-        coupons.ImportedCode(code=f"IMPORT-{request_id()[:10]}"),
-        coupons.ImportedCode(code=f"IMPORT-{request_id()[:10]}", user_id=world.user(5)),
-        coupons.ImportedCode(code=f"IMPORT-{request_id()[:10]}", user_id=world.user(100)),
-    ]
-    request = coupons.ImportCodesRequest(request_id=request_id(), batch_id=batch_id, codes=lines)
-    other = coupons.ImportCodesRequest(request_id=request.request_id, batch_id=batch_id, codes=lines[:2])
-    return Mutation(request, other, world.operator(), lambda: issued_together(world, batch_id, quantity=3))
-
-
-def issued_together(world: World, batch_id: str, *, quantity: int) -> int:
-    """How often `quantity` coupons were issued from a batch; the batch counts the same as there are."""
-    ((counted,),) = world.books.everywhere("SELECT issued_quantity FROM batch WHERE batch_id = %s", batch_id)
-    there = len(world.books.everywhere("SELECT 1 FROM coupon_info WHERE batch_id = %s", batch_id))
-    indexed = len(world.books.everywhere("SELECT 1 FROM code_index WHERE batch_id = %s", batch_id))
-    assert counted == there == indexed
-    assert there % quantity == 0
-    return there // quantity
-
-
-async def activate(world: World) -> Mutation:
-    (issued,) = await world.codes(await world.batch(gift_card()))
-    user_id = world.user()
-    request = coupons.ActivateCouponRequest(request_id=request_id(), code=issued.code, user_id=user_id)
-    return Mutation(
-        request,
-        with_(request, code=issued.code.lower()),
-        world.operator(),
-        lambda: len(world.books.rows(user_id, "SELECT 1 FROM coupon_info WHERE user_id = %s", user_id)),
-    )
-
-
-async def consume(world: World) -> Mutation:
-    card, till = await world.card(), world.cashier()
-    request = consume_request(card, "30.00", till, order_id="order-1")
-    return Mutation(
-        request,
-        with_(request, amount=yuan("0.01")),
-        till,
-        lambda: len(world.books.transactions(card.coupon_id)),
-    )
-
-
-async def consume_by_code(world: World) -> Mutation:
-    card, till = await world.card(), world.cashier()
-    request = coupons.ConsumeCouponRequest(
-        request_id=request_id(), code=card.code, merchant_id=till.merchant_id, amount=yuan("30.00")
-    )
-    return Mutation(
-        request,
-        with_(request, order_id="order-2"),
-        till,
-        lambda: len(world.books.transactions(card.coupon_id)),
-    )
-
-
-async def cashier_consume(world: World) -> Mutation:
-    card, till = await world.card(), world.cashier()
-    request = cashiers.ConsumeRequest(
-        coupon_code=card.code, merchant_id=till.merchant_id, amount=30.0, request_id=request_id()
-    )
-    return Mutation(request, with_(request, amount=30.01), till, lambda: len(world.books.transactions(card.coupon_id)))
-
-
-async def cashier_consume_with_a_header(world: World) -> Mutation:
-    card, till = await world.card(), world.cashier()
-    request = cashiers.ConsumeRequest(coupon_code=card.code, merchant_id=till.merchant_id, amount=30.0)
-    return Mutation(
-        request,
-        with_(request, amount=30.01),
-        till,
-        lambda: len(world.books.transactions(card.coupon_id)),
-        headers=(("idempotency-key", request_id()),),
-    )
-
-
-MUTATIONS = [
-    create_batch,
-    block_batch,
-    issue_to_a_user,
-    issue_codes,
-    import_codes,
-    activate,
-    consume,
-    consume_by_code,
-    cashier_consume,
-    cashier_consume_with_a_header,
-]
-
 
 @pytest.fixture(params=MUTATIONS, ids=lambda make: make.__name__)
 async def mutation(world: World, request: pytest.FixtureRequest) -> Mutation:
-    make: Callable[[World], Awaitable[Mutation]] = request.param
+    make: MakeMutation = request.param
     return await make(world)
 
 
