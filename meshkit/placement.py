@@ -4,14 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from meshkit.config import ServiceConfig
 from meshkit.migrations import migrate, seed_shard_owner
 from meshkit.mysql import Database, Databases
 from meshkit.server import StartRefusedError
 from meshkit.shard_map import ShardMap, ShardMapError
 from meshkit.zk import NodeMissing, ZooKeeper, ZooKeeperUnavailable
+
+# A service that is content with the file does not wait long for ZooKeeper.
+_CONNECT_TIMEOUT_S = 1.0
+
+
+@asynccontextmanager
+async def open_placed(config: ServiceConfig, service: str) -> AsyncIterator[Databases]:
+    """Opens the databases of a service that needs ZooKeeper for nothing but its shard map.
+
+    Raises:
+        StartRefusedError: No shard map says where the schema is.
+        DatabaseError: A database is away, so its schema cannot be vouched for.
+    """
+    zookeeper = ZooKeeper(config.zookeeper)
+    # Without ZooKeeper the file decides: reading from a client that never connected finds it unavailable.
+    with suppress(ZooKeeperUnavailable):
+        await zookeeper.start(timeout_s=_CONNECT_TIMEOUT_S)
+    try:
+        shard_map = await read_shard_map(zookeeper, config.zookeeper_root, service, config.shard_map_file)
+    finally:
+        await zookeeper.stop()
+    async with open_migrated(shard_map, f"{service}_svc") as databases:
+        yield databases
 
 
 async def read_shard_map(zookeeper: ZooKeeper, root: str, service: str, fallback: Path | None) -> ShardMap:
