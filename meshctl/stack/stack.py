@@ -276,6 +276,9 @@ class LocalStack:
             process = component.launch()
             with self._state_lock:
                 self._state = self._state.with_process(component.name, process)
+                if self._state.phase == "down":
+                    # Parts that are started one by one are something to stop as well.
+                    self._state = replace(self._state, phase="starting")
                 state.write(self.layout, self._state)
             component.wait_ready(aborted=aborted)
         except StartAborted:

@@ -56,7 +56,7 @@ SIZES = MariaDBSizes(buffer_pool_mib=64, redo_log_mib=16)
 SERVING_TIMEOUT_S = 30.0
 _LOOK_EVERY_S = 0.05
 _QUERY_TIMEOUT_S = 10
-_REAPER = 'read -r _; "$0" -P -m meshctl down --dir "$1" >/dev/null 2>&1; rm -rf "$1"'
+_REAPER = 'read -r _; "$0" -P -m meshctl down --dir "$1" >/dev/null 2>&1 && rm -rf "$1"'
 
 
 class Handle:

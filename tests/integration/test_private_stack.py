@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import grpc
 import pymysql
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from couponmesh.coupon.v1 import batch_service_pb2, batch_service_pb2_grpc
+from meshctl.stack.process import identify, wait_gone
 from meshkit.shard_map import Dsn
 from tests.harness.stack import Handle, PrivateStack
 
@@ -54,6 +60,34 @@ async def test_committed_rows_survive_the_kill_of_mariadb(stack: PrivateStack) -
         await stack.mariadb.start()
         assert stack.mariadb.administer(f"SELECT n FROM `{address.database}`.kept") == [(7,)]
     await stack.wait_until_serving()
+
+
+KILLED_TESTS = """
+import time
+from tests.harness.stack import PrivateStack
+stack = PrivateStack()
+stack.local.start_together([stack.local.redis])
+print(stack.redis.pid, stack.mesh, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_stack_goes_with_the_tests_that_were_killed() -> None:
+    tests = subprocess.Popen([sys.executable, "-c", KILLED_TESTS], stdout=subprocess.PIPE, text=True)
+    assert tests.stdout is not None
+    pid, folder = tests.stdout.readline().split()
+    redis = identify(int(pid))
+    assert redis is not None
+
+    tests.kill()
+    tests.wait()
+    tests.stdout.close()
+
+    assert wait_gone(redis, 30)
+    deadline = time.monotonic() + 30
+    while Path(folder).exists():
+        assert time.monotonic() < deadline, "the stack's folder is still there"
+        time.sleep(0.05)
 
 
 def test_the_application_account_reaches_no_database_but_its_own(stack: PrivateStack) -> None:
