@@ -49,7 +49,7 @@ async def read_shard_map(zookeeper: ZooKeeper, root: str, service: str, fallback
         text, source = (await zookeeper.get(path)).data.decode(), path
     except (NodeMissing, ZooKeeperUnavailable) as error:
         if fallback is None:
-            raise StartRefusedError(f"no shard map: ZooKeeper has no {path}, and no file is configured") from error
+            raise StartRefusedError(f"no shard map: ZooKeeper has no {path}, and no …_SHARD_MAP_FILE is set") from error
         try:
             text, source = await asyncio.to_thread(fallback.read_text, encoding="utf-8"), str(fallback)
         except OSError as missing:

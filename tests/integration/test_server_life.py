@@ -217,7 +217,10 @@ async def test_a_bad_configuration_ends_the_process_with_status_2_and_names_ever
 @pytest.mark.parametrize("package", ["settle_svc", "campaign_svc"])
 async def test_a_service_that_owns_a_schema_does_not_start_without_knowing_where(package: str) -> None:
     prefix = package.removesuffix("_svc").upper()
-    async with service_process(package, **{f"{prefix}_SHARD_MAP_FILE": ""}) as service:
+    nobody = "127.0.0.1:1"
+    async with service_process(package, **{f"{prefix}_SHARD_MAP_FILE": "", f"{prefix}_ZOOKEEPER": nobody}) as service:
         event = await service.until("service_failed")
         assert await service.exit_status() == 1
-    assert event["problem"].startswith(f"{prefix}_SHARD_MAP_FILE is not set")
+    assert event["problem"].startswith("no shard map")
+    assert f"/shardmap/{package.removesuffix('_svc')}" in event["problem"]
+    assert "SHARD_MAP_FILE" in event["problem"]
