@@ -1,0 +1,308 @@
+"""Every statement of coupon_svc that locks or looks rows up finds them by a key, in a small and in a large database.
+
+The large one has 200,000 rows in each hot table, so that a run stays short on two cores; PLAN_ROWS=2000000 makes it as
+large as the rule says; filling it then takes a minute, and the plans are the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from meshkit.migrations import migrate, seed_shard_owner
+from meshkit.mysql import Database, Databases, ShardMap, ShardRange, Transaction
+from meshkit.queries import load_queries
+from meshkit.sql_literals import render_rows
+from tests.harness.stack import PrivateStack
+
+QUERIES = load_queries("coupon_svc")
+SHARDS = 128
+FEW = 100
+MANY = int(os.environ.get("PLAN_ROWS", "200000"))
+# A group is at most 128 consumes; lists of this length once made the server scan the table.
+LIST = 150
+FOUND_BY_KEY = {"const", "eq_ref", "ref", "range"}
+
+# Row number n, counted from 1, lies in shard (n - 1) DIV per; `per` is how many rows a shard has.
+_ROWS = {
+    "coupon_info": "n.shard, LPAD(n.seq * 128 + n.shard, 19, '0'), n.shard + 128 * (n.seq MOD 50), 100, "
+    "2 + n.seq MOD 2, REPEAT('1', 19), REPEAT('2', 19), '2099-01-01', 1, REPEAT('h', 32), '', NULL, NULL, NULL, "
+    "'2026-01-01'",
+    "account_state": "n.shard, n.seq * 128 + n.shard, 1, 1, '2026-01-01'",
+    "request_record": "n.shard, CONCAT('till-', n.seq MOD 3), LPAD(n.seq, 12, '0'), REPEAT('h', 32), 'reply', "
+    "'2026-01-01', '2026-01-01' + INTERVAL n.seq MINUTE",
+    "code_index": "n.shard, 'k1', UNHEX(LPAD(HEX(n.seq), 64, '0')), LPAD(n.seq * 128 + n.shard, 19, '0'), "
+    "REPEAT('1', 19), REPEAT('m', 32)",
+    "coupon_transaction": "n.shard, CONCAT('TX20260101', LPAD(n.seq * 128 + n.shard, 19, '0')), REPEAT('1', 19), "
+    "n.shard, CONCAT('m-', n.seq MOD 100), CONCAT('o-', n.seq), 1, 1, 0, 0, 'till-1', LPAD(n.seq, 12, '0'), "
+    "'2026-01-01'",
+    "coupon_journal": "n.shard, LPAD(((n.seq + 3) DIV 4) * 128 + n.shard, 19, '0'), 1 + n.seq MOD 4, 202601, 5, "
+    "3, 3, 1, 'm', '', -1, 1, 1, 1, NULL, NULL, 0, NULL, 'till-1', 'r', REPEAT('0', 32), '2026-01-01', 'k1', REPEAT('p', 32), "
+    "REPEAT('h', 32)",
+    "coupon_terms": "n.shard, LPAD(n.seq * 128 + n.shard, 19, '0'), REPEAT('1', 19), '{}', '2026-01-01'",
+    "batch": "n.shard, LPAD(n.seq * 128 + n.shard, 19, '0'), REPEAT('2', 19), 'b', NULL, 0, 12, 0, 1, '2026-01-01'",
+    "batch_draw": "n.shard, LPAD(n.seq * 128 + n.shard, 19, '0'), 'ops', 'r', REPEAT('h', 32), 1, '2026-01-01'",
+}
+_HOT = {"coupon_info", "account_state", "request_record", "code_index"}
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A database of `rows` rows in each hot table, a tenth of that in the others."""
+
+    database: Database
+    rows: int
+
+    def per_shard(self, table: str) -> int:
+        rows = self.rows if table in _HOT else max(FEW, self.rows // 10)
+        return -(-rows // SHARDS)
+
+    def keys(self, table: str, count: int) -> list[tuple[int, int]]:
+        """(shard, number of the row) of existing rows, spread over the table, in key order."""
+        per = self.per_shard(table)
+        rows = self.rows if table in _HOT else max(FEW, self.rows // 10)
+        chosen = range(1, rows + 1, max(1, rows // count))
+        return [((number - 1) // per, number) for number in chosen][:count]
+
+    async def fill(self) -> None:
+        await migrate(self.database, "coupon_svc")
+        await seed_shard_owner(self.database, frozenset(range(SHARDS)))
+        for table, values in _ROWS.items():
+            rows = self.rows if table in _HOT else max(FEW, self.rows // 10)
+            numbers = f"(SELECT seq, (seq - 1) DIV {self.per_shard(table)} AS shard FROM seq_1_to_{rows})"
+            async with self.database.snapshot(timeout_s=300) as session:
+                # The tables are empty: they are filled as fast as the server can.
+                await session.execute("SET SESSION unique_checks = 0, foreign_key_checks = 0")
+                written = await session.execute(f"INSERT INTO {table} SELECT {values} FROM {numbers} AS n")
+                await session.execute("SET SESSION unique_checks = 1, foreign_key_checks = 1")
+                assert written == rows
+                await session.fetch_all(f"ANALYZE TABLE {table}")
+
+
+def coupon_id(shard: int, number: int) -> str:
+    return f"{number * SHARDS + shard:019d}"
+
+
+@pytest.fixture(scope="module", params=[FEW, MANY])
+async def filled(stores: PrivateStack, request: pytest.FixtureRequest) -> AsyncIterator[Filled]:
+    async with AsyncExitStack() as stack:
+        dsn = stack.enter_context(stores.mariadb.scratch_database())
+        shard_map = ShardMap.of([ShardRange(0, SHARDS - 1, dsn)])
+        databases = await stack.enter_async_context(Databases.open(shard_map, pool_size=1))
+        filled = Filled(databases.all[0], request.param)
+        await filled.fill()
+        yield filled
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a statement must find its rows.
+
+    Attributes:
+        params: Its parameters.
+        key: The index it uses.
+        reads: How many rows it may look at.
+        rows: For a statement joined to rows: these.
+    """
+
+    params: Mapping[str, object] = field(default_factory=dict)
+    key: str = "PRIMARY"
+    reads: int = 1
+    rows: Sequence[tuple[object, ...]] = ()
+
+    def statement(self, name: str) -> str:
+        if self.rows:
+            return render_rows(QUERIES[name], self.rows, self.params).replace("%", "%%")
+        return QUERIES[name]
+
+
+def plans(filled: Filled, name: str, count: int) -> Plan:
+    """The plan a statement must have for `count` keys; count is 1 for a statement of one key."""
+    coupons = [(shard, coupon_id(shard, number)) for shard, number in filled.keys("coupon_info", count)]
+    users = [(shard, number * SHARDS + shard) for shard, number in filled.keys("account_state", count)]
+    records = [
+        (shard, f"till-{number % 3}", f"{number:012d}") for shard, number in filled.keys("request_record", count)
+    ]
+    codes = [(shard, "k1", number.to_bytes(32, "big")) for shard, number in filled.keys("code_index", count)]
+    shard, number = filled.keys("coupon_info", 1)[0]
+    one = {"shard": shard, "coupon_id": coupon_id(shard, number)}
+    batch = {"shard": shard, "batch_id": coupon_id(*filled.keys("batch", 1)[0])}
+    counter = {"shard": 5, "code_length": 12, "next_counter": 7}
+    now = datetime(2026, 1, 1, 0, 30, tzinfo=UTC)
+    known: dict[str, Plan] = {
+        "hold_shards": Plan({"shards": sorted({shard for shard, _ in coupons})}, reads=count),
+        "hold_accounts": Plan({"users": users}, reads=count),
+        "account_statuses": Plan({"users": users}, reads=count),
+        "recorded_requests": Plan({"keys": records}, reads=count),
+        "lock_coupons": Plan({"keys": coupons}, reads=count),
+        "get_coupons": Plan({"keys": coupons}, reads=count),
+        "coupon_facts": Plan({"keys": coupons}, reads=count),
+        "find_codes": Plan({"keys": codes}, reads=count),
+        "update_coupons": Plan(
+            rows=[(*key, 1, Decimal("99.00"), 3, 2, bytes(32)) for key in coupons],
+            # Each row is looked at to find it and again to change it.
+            reads=2 * count,
+        ),
+        "bind_coupon": Plan({**one, "user_id": 1, "bound_coupon_id": coupon_id(1, 1), "bound_by": bytes(32)}),
+        "lock_stored": Plan(one),
+        "list_coupons": Plan(
+            {"user_id": shard + SHARDS, "shard": shard, "statuses": [1, 2, 3, 4, 5, 6], "below": "~", "limit": 51},
+            key="idx_user_status",
+            # All coupons of that user are read, status by status, since ids are no part of the index.
+            reads=filled.per_shard("coupon_info") // 50 + 6,
+        ),
+        # Which months a coupon has rows of is not known: each of the 15 partitions is asked.
+        "journal": Plan({**one, "above_seq": 0, "limit": 100}, reads=15),
+        "get_transaction": Plan({"shard": shard, "transaction_id": f"TX20260101{coupon_id(shard, number)}"}),
+        "transactions_of_request": Plan({"request_id": f"{number:012d}", "caller": "till-1"}, key="idx_request"),
+        "transactions_of_order": Plan(
+            {"merchant_id": "m-1", "order_id": "o-1"},
+            key="idx_merchant_order",
+        ),
+        "drop_code": Plan({"shard": shard, "key_id": "k1", "code_hmac": codes[0][2], "made_by": b"m" * 32}),
+        "lock_counter": Plan(counter),
+        "advance_counter": Plan(counter),
+        "get_terms": Plan({"shard": shard, "terms_id": batch["batch_id"]}),
+        "get_batch": Plan(batch),
+        "lock_batch": Plan(batch),
+        "set_block_scope": Plan({**batch, "block_scope": 1}),
+        "count_draw": Plan({**batch, "quantity": 1}),
+        "get_draw": Plan({**batch, "caller": "ops", "request_id": "r"}),
+        "purge_records": Plan({"now": now, "limit": 10}, key="idx_expire", reads=11),
+    }
+    return known[name]
+
+
+OF_MANY_KEYS = [
+    "hold_shards",
+    "hold_accounts",
+    "account_statuses",
+    "recorded_requests",
+    "lock_coupons",
+    "get_coupons",
+    "coupon_facts",
+    "find_codes",
+    "update_coupons",
+]
+OF_ONE_KEY = [
+    "bind_coupon",
+    "lock_stored",
+    "list_coupons",
+    "journal",
+    "get_transaction",
+    "transactions_of_request",
+    "transactions_of_order",
+    "drop_code",
+    "lock_counter",
+    "advance_counter",
+    "get_terms",
+    "get_batch",
+    "lock_batch",
+    "set_block_scope",
+    "count_draw",
+    "get_draw",
+    "purge_records",
+]
+APPENDS = {
+    "insert_accounts",
+    "insert_records",
+    "insert_coupons",
+    "insert_journal",
+    "insert_outbox",
+    "insert_transactions",
+    "insert_codes",
+    "note_imported_lengths",
+    "ensure_counter",
+    "insert_terms",
+    "insert_batch",
+    "insert_draw",
+}
+READS_A_SMALL_TABLE_WHOLE = {"imported_lengths"}
+
+
+def test_every_statement_is_planned_or_needs_no_plan() -> None:
+    listed = [*OF_MANY_KEYS, *OF_ONE_KEY, *APPENDS, *READS_A_SMALL_TABLE_WHOLE]
+    assert sorted(listed) == sorted(QUERIES)
+    for name in APPENDS:
+        assert QUERIES[name].lstrip().startswith("INSERT INTO"), f"{name} only appends"
+        assert "SELECT" not in QUERIES[name]
+    for name in READS_A_SMALL_TABLE_WHOLE:
+        assert not any(word in QUERIES[name] for word in ("FOR UPDATE", "SHARE MODE")), f"{name} locks nothing"
+
+
+def test_no_statement_ignores_errors_or_uses_what_only_one_server_knows() -> None:
+    for name, sql in QUERIES.items():
+        for word in ("INSERT IGNORE", "FOR SHARE", "RETURNING", "SKIP LOCKED", "REPLACE INTO"):
+            assert word not in sql.upper(), f"{name} says {word}"
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, LIST])
+@pytest.mark.parametrize("name", OF_MANY_KEYS)
+async def test_a_list_of_keys_is_found_by_key_and_nothing_else_is_read(filled: Filled, name: str, count: int) -> None:
+    count = min(count, filled.rows)
+    await assert_planned(filled, name, count)
+
+
+@pytest.mark.parametrize("name", OF_ONE_KEY)
+async def test_a_single_key_is_found_by_key_and_nothing_else_is_read(filled: Filled, name: str) -> None:
+    async with filled.database.snapshot(timeout_s=10) as session:
+        await session.execute("INSERT INTO code_counter VALUES (5, 12, 0) ON DUPLICATE KEY UPDATE next_counter = 0")
+    await assert_planned(filled, name, 1)
+
+
+async def assert_planned(filled: Filled, name: str, count: int) -> None:
+    plan = plans(filled, name, count)
+    statement = plan.statement(name)
+    async with filled.database.snapshot(timeout_s=10) as tx:
+        for step in await explained(tx, statement, plan.params):
+            assert step["type"] in FOUND_BY_KEY, f"{name} scans: {step}"
+            assert step["key"] == plan.key, f"{name} uses another key: {step}"
+        before = await rows_read(tx)
+        await tx.execute("START TRANSACTION")
+        if statement.lstrip().startswith("SELECT"):
+            found = len(await tx.fetch_all(statement, plan.params))
+        else:
+            found = await tx.execute(statement, plan.params)
+        await tx.execute("ROLLBACK")
+        after = await rows_read(tx)
+    assert found > 0, "the parameters are those of rows that exist"
+    scanned = after["Handler_read_rnd_next"] - before["Handler_read_rnd_next"]
+    # A joined update passes through the rows that were sent along, and through the list of rows it then changes.
+    assert scanned <= (2 * (len(plan.rows) + 1) if plan.rows else 0), "no stored table is scanned"
+    looked_up = sum(after[kind] - before[kind] for kind in after) - scanned
+    assert looked_up <= 2 * plan.reads + 2, f"{name} looked at {looked_up} rows for {count} keys"
+
+
+async def explained(tx: Transaction, statement: str, params: Mapping[str, object]) -> list[dict[str, Any]]:
+    """The steps of a plan that look at stored tables."""
+    columns = ("id", "select_type", "table", "type", "possible_keys", "key", "key_len", "ref", "rows", "extra")
+    steps = [dict(zip(columns, row, strict=True)) for row in await tx.fetch_all(f"EXPLAIN {statement}", params)]
+    return [step for step in steps if step["table"] and not step["table"].startswith("<") and step["type"]]
+
+
+async def rows_read(tx: Transaction) -> Counter[str]:
+    return Counter(
+        {name: int(value) for name, value in await tx.fetch_all("SHOW SESSION STATUS LIKE 'Handler_read_%%'")}
+    )
+
+
+async def test_sessions_read_what_is_committed_are_strict_and_in_utc(filled: Filled) -> None:
+    async with filled.database.transaction(timeout_s=5) as tx:
+        rows = await tx.fetch_all(
+            "SHOW SESSION VARIABLES WHERE Variable_name IN ('tx_isolation', 'transaction_isolation', 'sql_mode', "
+            "'time_zone', 'innodb_lock_wait_timeout', 'autocommit', 'binlog_format')"
+        )
+    variables = dict(rows)
+    assert variables.get("transaction_isolation", variables.get("tx_isolation")) == "READ-COMMITTED"
+    assert "STRICT_ALL_TABLES" in variables["sql_mode"].split(",")
+    assert variables["time_zone"] == "+00:00"
+    assert variables["binlog_format"] == "ROW"
+    assert int(variables["innodb_lock_wait_timeout"]) <= 3
