@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import random
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -35,7 +37,11 @@ SMALL_MAX_MINOR = 20_000
 LARGE_MAX_MINOR = 40_000
 
 _USERS = 48
+_CARDS_PER_USER = 10
 _VOUCHERS_PER_USER = 30
+# Some cards are used so often that both replicas want them at once.
+_HOT_CARDS = 24
+_HOT_SHARE = 0.15
 # Every fifth voucher is offered to two tills at once.
 _RIVALS_EVERY = 5
 _MERCHANTS = 500
@@ -53,7 +59,13 @@ BUSY = "ABORTED/COUPON_BUSY"
 _ATTEMPTS_MAX = 60
 _DEFAULT_RETRY_S = 0.1
 _WIND_UP_S = 20.0
+# A replica that drains says so in its health, and is left alone from then on; round_robin alone listens to that.
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": "couponmesh.coupon.v1.CouponService"},
+}
 _CHANNEL_OPTIONS = [
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # Two channels of one process to one address share a connection unless each has a pool of its own.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
@@ -123,7 +135,7 @@ class Shop:
         self.purchases: list[Purchase] = []
 
     async def stock(self) -> None:
-        """Has an operator issue a card and some vouchers to each of many users, who live in both databases."""
+        """Has an operator issue cards and vouchers to each of many users, who live in both databases."""
         card_terms = batch_pb2.BatchTerms(gift_card=batch_pb2.GiftCardTerms(balance=_cny(CARD_BALANCE_MINOR)))
         voucher_terms = batch_pb2.BatchTerms(
             cash_voucher=batch_pb2.CashVoucherTerms(face_value=_cny(VOUCHER_FACE_MINOR))
@@ -134,12 +146,14 @@ class Shop:
                 self._make_batch(channel, voucher_terms),
             )
             users = range(7_001, 7_001 + _USERS * 3, 3)
-            issued = await asyncio.gather(*(self._issue(channel, card, user, 1, is_card=True) for user in users))
-            self.cards = [ware for wares in issued for ware in wares]
+            issued = await asyncio.gather(
+                *(self._issue(channel, card, user, _CARDS_PER_USER, is_card=True) for user in users)
+            )
+            self.cards = _in_turn(issued)
             issued = await asyncio.gather(
                 *(self._issue(channel, voucher, user, _VOUCHERS_PER_USER, is_card=False) for user in users)
             )
-        for number, ware in enumerate(itertools.chain.from_iterable(zip(*issued, strict=True))):
+        for number, ware in enumerate(_in_turn(issued)):
             self.vouchers.extend([ware, ware] if number % _RIVALS_EVERY == 0 else [ware])
 
     async def _make_batch(self, channel: grpc.aio.Channel, terms: batch_pb2.BatchTerms) -> str:
@@ -235,9 +249,10 @@ class Cashiers:
         """When the first call succeeded from a moment on; infinite when none did."""
         return min((each.ended_s for each in self.since(since_s) if each.succeeded), default=float("inf"))
 
-    def longest_silence_s(self, since_s: float, until_s: float) -> float:
-        """The longest time without any success within a period."""
-        moments = [since_s, *(each.ended_s for each in self.since(since_s, until_s) if each.succeeded), until_s]
+    def longest_silence_s(self, since_s: float, until_s: float, *, replica: int | None = None) -> float:
+        """The longest time without any success within a period, at all replicas or at one (from 0)."""
+        successes = (each for each in self.since(since_s, until_s) if each.succeeded)
+        moments = [since_s, *(each.ended_s for each in successes if replica in (None, each.replica)), until_s]
         return max(later - earlier for earlier, later in itertools.pairwise(moments))
 
     def in_flight(self, replica: int | None = None) -> int:
@@ -293,7 +308,8 @@ class Cashiers:
                 random.randint(VOUCHER_FACE_MINOR, 2 * VOUCHER_FACE_MINOR),
             )
         else:
-            ware = random.choice(self._shop.cards)
+            cards = self._shop.cards
+            ware = random.choice(cards[:_HOT_CARDS] if random.random() < _HOT_SHARE else cards)
             low, high = (1, SMALL_MAX_MINOR // 4) if draw < 0.92 else (SMALL_MAX_MINOR + 1, LARGE_MAX_MINOR)
             amount_minor = random.randint(low, high)
         address = random.randrange(_ADDRESSES)
@@ -311,11 +327,11 @@ class Cashiers:
         return Purchase(till, ware, request)
 
     async def _bring_to_an_answer(self, purchase: Purchase) -> None:
-        """Calls, and repeats the call at the other replica as long as the status says that this may help."""
-        first = random.randrange(len(self._stubs))
+        """Calls the till's own replica, then each in turn as long as the status says that this may help."""
+        home = int(purchase.till.partition("-")[2]) % len(self._stubs)
         hasty = random.random() < _HASTY_SHARE
         for number in range(_ATTEMPTS_MAX):
-            retry_s = await self._attempt(purchase, (first + number) % len(self._stubs), hasty=hasty and number == 0)
+            retry_s = await self._attempt(purchase, (home + number) % len(self._stubs), hasty=hasty and number == 0)
             if purchase.attempts[-1].status not in RETRYABLE:
                 return
             await asyncio.sleep(retry_s * random.uniform(0.5, 1.0))
@@ -353,7 +369,8 @@ def _read(error: grpc.aio.AioRpcError) -> tuple[str, str, float]:
     """Status, reason and retry delay of an error; a client library's own errors have no reason."""
     reason, retry_s = "", _DEFAULT_RETRY_S
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    for key, value in error.trailing_metadata() or ():
+    trailers: Any = error.trailing_metadata() or ()
+    for key, value in trailers:
         if key != "grpc-status-details-bin":
             continue
         for detail in status_pb2.Status.FromString(value).details:
@@ -362,6 +379,11 @@ def _read(error: grpc.aio.AioRpcError) -> tuple[str, str, float]:
             elif detail.Unpack(retry):
                 retry_s = retry.retry_delay.ToMilliseconds() / 1000
     return error.code().name, reason, retry_s
+
+
+def _in_turn(issued: Sequence[Sequence[Ware]]) -> list[Ware]:
+    """One coupon of each user, then the next one of each."""
+    return [*itertools.chain.from_iterable(zip(*issued, strict=True))]
 
 
 def _cny(amount_minor: int) -> money_pb2.Money:

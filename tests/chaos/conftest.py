@@ -11,13 +11,15 @@ from tests.chaos.cashiers import Cashiers, Shop
 from tests.harness.stack import PrivateStack
 
 _LOGS_OF_FAILED_RUNS = Path(__file__).resolve().parents[2] / "build" / "stack-logs"
+# What callers need to notice that a replica drains, on a machine that is busy with everything else here.
+DRAIN_S = "0.5"
 
 
 @pytest.fixture(scope="module")
 def mesh(request: pytest.FixtureRequest) -> Iterator[PrivateStack]:
     """Stores, two coupon_svc and risk_svc; nothing here goes through Envoy."""
     failed_before = request.session.testsfailed
-    mesh = PrivateStack(replicas={"coupon": 2})
+    mesh = PrivateStack(replicas={"coupon": 2}, settings={"COUPON_DRAIN_S": DRAIN_S})
     try:
         mesh.start_stores()
         mesh.local.start_together([*mesh.local.replicas_of("coupon"), *mesh.local.replicas_of("risk")])
