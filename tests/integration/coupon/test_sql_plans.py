@@ -45,8 +45,8 @@ _ROWS = {
     "n.shard, CONCAT('m-', n.seq MOD 100), CONCAT('o-', n.seq), 1, 1, 0, 0, 'till-1', LPAD(n.seq, 12, '0'), "
     "'2026-01-01'",
     "coupon_journal": "n.shard, LPAD(((n.seq + 3) DIV 4) * 128 + n.shard, 19, '0'), 1 + n.seq MOD 4, 202601, 5, "
-    "3, 3, 1, 'm', '', -1, 1, 1, 1, NULL, NULL, 0, NULL, 'till-1', 'r', REPEAT('0', 32), '2026-01-01', 'k1', REPEAT('p', 32), "
-    "REPEAT('h', 32)",
+    "3, 3, 1, 'm', '', -1, 1, 1, 1, NULL, NULL, 0, NULL, 'till-1', 'r', REPEAT('0', 32), '2026-01-01', 'k1', "
+    "REPEAT('p', 32), REPEAT('h', 32)",
     "coupon_terms": "n.shard, LPAD(n.seq * 128 + n.shard, 19, '0'), REPEAT('1', 19), '{}', '2026-01-01'",
     "batch": "n.shard, LPAD(n.seq * 128 + n.shard, 19, '0'), REPEAT('2', 19), 'b', NULL, 0, 12, 0, 1, '2026-01-01'",
     "batch_draw": "n.shard, LPAD(n.seq * 128 + n.shard, 19, '0'), 'ops', 'r', REPEAT('h', 32), 1, '2026-01-01'",
