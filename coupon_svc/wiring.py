@@ -112,7 +112,9 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
         use_cases = CouponUseCases(
             directory=directory,
             issue=IssueCoupons(store=store, batches=batches, mint=mint, codes=codes, ids=ids, clock=clock),
-            import_codes=ImportCodes(store=store, batches=batches, mint=mint, codes=codes, ids=ids, clock=clock),
+            import_codes=ImportCodes(
+                store=store, directory=directory, batches=batches, mint=mint, codes=codes, ids=ids, clock=clock
+            ),
             activate=ActivateCoupon(
                 store=store,
                 directory=directory,

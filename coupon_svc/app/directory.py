@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from typing import Generic, TypeVar
 
 from coupon_svc.app.ports import (
@@ -139,6 +139,10 @@ class CouponDirectory:
                 return coupon_id
         raise MeshError("COUPON_NOT_FOUND")
 
+    def learn_imported_lengths(self, lengths: Set[int]) -> None:
+        """Takes note of lengths that this process imported; others learn of them within IMPORTED_LENGTHS_TTL_MS."""
+        self._imported_lengths = self._imported_lengths | lengths
+
     async def _read_facts(self, coupon_id: str) -> CouponFacts | None:
         facts = self._facts.get(coupon_id)
         if facts is not None:
@@ -153,7 +157,7 @@ class CouponDirectory:
     async def _read_imported_lengths(self) -> set[int]:
         now_ms = self._clock()
         if not 0 <= now_ms - self._imported_lengths_read_ms < IMPORTED_LENGTHS_TTL_MS:
-            self._imported_lengths = await self._store.imported_lengths()
+            self._imported_lengths = await self._store.imported_lengths() | self._imported_lengths
             self._imported_lengths_read_ms = now_ms
         return self._imported_lengths
 

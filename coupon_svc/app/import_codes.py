@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from coupon_svc.app.batches import BatchCache
+from coupon_svc.app.directory import CouponDirectory
 from coupon_svc.app.issue import draw_from_batch, request_digest
 from coupon_svc.app.minting import Mint
 from coupon_svc.app.ports import Call, Clock, CodeBook, CodeKey, Ids, IndexedCode, Store, Unit
@@ -53,10 +54,19 @@ class ImportCodes:
     """The use case."""
 
     def __init__(
-        self, *, store: Store, batches: BatchCache, mint: Mint, codes: CodeBook, ids: Ids, clock: Clock
+        self,
+        *,
+        store: Store,
+        directory: CouponDirectory,
+        batches: BatchCache,
+        mint: Mint,
+        codes: CodeBook,
+        ids: Ids,
+        clock: Clock,
     ) -> None:
         """All adapters arrive here."""
         self._store = store
+        self._directory = directory
         self._batches = batches
         self._mint = mint
         self._codes = codes
@@ -81,6 +91,7 @@ class ImportCodes:
         await draw_from_batch(self._store, call, batch, len(planned), self._clock)
         claimed = await self._claim(planned)
         await self._add_coupons(call, batch, claimed)
+        self._directory.learn_imported_lengths({len(line.normal) for line in claimed})
 
         async def answer(_unit: Unit) -> bytes:
             return encode([line.index.coupon_id for line in claimed])
