@@ -157,6 +157,13 @@ class Books:
         assert len(found) > 20, "both databases have their tables"
         return found
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Every table of both databases is the same before and after the block."""
+        before = self.checksums()
+        yield
+        assert self.checksums() == before
+
     # --- agreeing ---
 
     def assert_agree(self, coupon_id: str) -> list[JournalRow]:
@@ -201,6 +208,18 @@ class Books:
                 coupon_id,
             )
             assert found, "there is such a coupon"
+            yield tx
+
+    @contextmanager
+    def account_held(self, user_id: int) -> Iterator[OpenTransaction]:
+        """Holds the account row of a user who has one: whoever writes to the user's coupons waits."""
+        with self.transaction(user_id) as tx:
+            found = tx.run(
+                "SELECT status FROM account_state WHERE shard = %s AND user_id = %s FOR UPDATE",
+                user_id % SHARDS,
+                user_id,
+            )
+            assert found, "there is such an account"
             yield tx
 
     @contextmanager

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,11 +18,9 @@ from couponmesh.coupon.v1 import batch_pb2
 from couponmesh.coupon.v1 import batch_service_pb2 as batches
 from couponmesh.coupon.v1 import cashier_service_pb2 as cashiers
 from couponmesh.coupon.v1 import coupon_service_pb2 as coupons
-from couponmesh.coupon.v1 import error_reason_pb2 as coupon_reasons
-from couponmesh.type.v1 import error_reason_pb2 as shared_reasons
 from couponmesh.type.v1 import money_pb2
 from meshkit.codes import CodeFormat
-from meshkit.error_table import specifications
+from tests.integration.coupon.contract import assert_as_the_contract_says
 from tests.integration.coupon.world import (
     Caller,
     CouponProcess,
@@ -41,34 +38,8 @@ from tests.integration.coupon.world import (
     yuan,
 )
 
-CONTRACT = {
-    **specifications(shared_reasons.ErrorReason.DESCRIPTOR),
-    **specifications(coupon_reasons.ErrorReason.DESCRIPTOR),
-}
 CNY = 100
 LARGEST_MINOR = 999_999_999_999
-
-
-def assert_as_the_contract_says(refused: Refusal, reason: str) -> None:
-    """The reason, its status, and its message in both languages with every blank filled in."""
-    assert refused.reason == reason
-    said = CONTRACT[reason]
-    assert refused.code.value[0] == said.code
-    # A missing value would raise here.
-    filled = {name: refused.metadata[name] for name in refused.metadata}
-    if reason != "VALIDATION_FAILED":
-        assert refused.messages == {"zh-CN": said.zh.format(**filled), "en": said.en.format(**filled)}
-    assert set(refused.messages) == {"zh-CN", "en"}
-    assert refused.messages["zh-CN"] != refused.messages["en"]
-    assert (refused.retry_after_ms is not None) == said.retryable
-
-
-@contextmanager
-def nothing_changes(world: World) -> Iterator[None]:
-    """Every table of both databases is the same before and after the block."""
-    before = world.books.checksums()
-    yield
-    assert world.books.checksums() == before
 
 
 @dataclass(frozen=True)
@@ -273,7 +244,7 @@ async def test_a_consume_is_refused_for_its_own_reason_and_changes_nothing(
 
     # A block is obeyed within half a second by the process that was not asked to make it.
     await eventually(lambda: _has(refused_by(world.two), reason), timeout_s=1.0)
-    with nothing_changes(world):
+    with world.books.unchanged():
         for process in world.both:
             assert_as_the_contract_says(await refused_by(process), reason)
 
@@ -303,7 +274,7 @@ async def _has(refused: Awaitable[Refusal], reason: str) -> bool:
 async def test_a_cashiers_amount_is_never_rounded(world: World, amount: float, reason: str) -> None:
     card, till = await world.card(), world.cashier()
     request = cashiers.ConsumeRequest(coupon_code=card.code, merchant_id=till.merchant_id, amount=amount)
-    with nothing_changes(world):
+    with world.books.unchanged():
         refused = await refusal(world.one.call(request, till))
         assert_as_the_contract_says(refused, reason)
     assert refused.metadata["field"] == "amount"
@@ -322,7 +293,7 @@ async def test_a_typing_error_in_any_place_of_a_code_is_told_without_a_query(wor
     card, till = await world.card(), world.cashier()
     typed = card.code.replace("-", "")
     mistyped = [typed[:place] + ("Z" if typed[place] != "Z" else "Y") + typed[place + 1 :] for place in range(12)]
-    with nothing_changes(world):
+    with world.books.unchanged():
         for code in mistyped:
             refused = await refusal(world.one.call(consume_by_code(code, till), till))
             assert_as_the_contract_says(refused, "CODE_MISTYPED")
@@ -333,7 +304,7 @@ async def test_a_typing_error_in_any_place_of_a_code_is_told_without_a_query(wor
 @pytest.mark.parametrize("code", ["!", "券码", "A" * 64, "7XK9_B2T4", "' OR '1'='1", "\x00"])
 async def test_what_is_no_code_at_all_counts_as_mistyped(world: World, code: str) -> None:
     till = world.cashier()
-    with nothing_changes(world):
+    with world.books.unchanged():
         for request in (
             consume_by_code(code, till),
             cashiers.ConsumeRequest(coupon_code=code, merchant_id=till.merchant_id, amount=1.0),
@@ -391,7 +362,7 @@ async def test_a_batch_blocked_for_claiming_issues_and_activates_nothing_but_its
     batch_id, operator = await world.batch(gift_card()), world.operator()
     (card,), (code,) = await world.issue(batch_id, world.user()), await world.codes(batch_id)
     await world.block(batch_id, batch_pb2.BLOCK_SCOPE_CLAIM)
-    with nothing_changes(world):
+    with world.books.unchanged():
         for request in (
             coupons.IssueCouponsRequest(request_id=request_id(), batch_id=batch_id, user_id=1, quantity=1),
             coupons.IssueCouponsRequest(request_id=request_id(), batch_id=batch_id, quantity=1),
@@ -417,7 +388,7 @@ async def test_text_that_is_not_utf8_is_refused_and_changes_nothing(world: World
     cashiers_good = cashiers.ConsumeRequest(
         coupon_code=card.code, merchant_id="MERCHANT", amount=1.0
     ).SerializeToString()
-    with nothing_changes(world):
+    with world.books.unchanged():
         for kind, raw in ((coupons.ConsumeCouponRequest, good), (cashiers.ConsumeRequest, cashiers_good)):
             bad = raw.replace(b"MERCHANT", b"MERCH\xff\xfeT")
             refused = await refusal(world.one.call_raw(kind, bad, till.metadata))
@@ -426,7 +397,7 @@ async def test_text_that_is_not_utf8_is_refused_and_changes_nothing(world: World
 
 async def test_bytes_that_are_no_message_are_refused_as_a_bad_request(world: World) -> None:
     till = world.cashier()
-    with nothing_changes(world):
+    with world.books.unchanged():
         refused = await refusal(world.one.call_raw(coupons.ConsumeCouponRequest, b"\xff\xff\xff", till.metadata))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refused.reason
@@ -457,7 +428,7 @@ async def test_a_field_that_breaks_the_contract_is_named(world: World, field: st
         **change,
     }
     request = coupons.ConsumeCouponRequest(**{name: value for name, value in fields.items() if value is not None})
-    with nothing_changes(world):
+    with world.books.unchanged():
         refused = await refusal(world.one.call(request, till))
         assert_as_the_contract_says(refused, "VALIDATION_FAILED")
     assert refused.fields == (field,)
@@ -472,7 +443,7 @@ async def test_another_currency_is_refused(world: World) -> None:
             merchant_id=till.merchant_id,
             amount=money_pb2.Money(currency_code=code, amount_minor=1),
         )
-        with nothing_changes(world):
+        with world.books.unchanged():
             refused = await refusal(world.one.call(request, till))
         assert_as_the_contract_says(refused, "CURRENCY_NOT_SUPPORTED")
         assert refused.metadata["currency_code"] == code
@@ -483,7 +454,7 @@ async def test_nobody_and_the_wrong_role_are_turned_away(world: World) -> None:
     request = coupons.ConsumeCouponRequest(
         request_id=request_id(), coupon_id=card.coupon_id, merchant_id="m", amount=yuan("1.00")
     )
-    with nothing_changes(world):
+    with world.books.unchanged():
         nobody = await refusal(world.one.call_raw(type(request), request.SerializeToString(), ()))
         assert_as_the_contract_says(nobody, "UNAUTHENTICATED")
         for caller in (world.operator(), Caller("shopper", ("user",), subject=str(card.user_id)), Caller("x", ())):
@@ -531,7 +502,7 @@ async def test_a_batch_whose_terms_contradict_themselves_is_not_made(
     world: World, terms: batch_pb2.BatchTerms, reason: str
 ) -> None:
     request = batches.CreateBatchRequest(request_id=request_id(), name="bad", terms=terms)
-    with nothing_changes(world):
+    with world.books.unchanged():
         assert_as_the_contract_says(await refusal(world.one.call(request, world.operator())), reason)
 
 
@@ -545,7 +516,7 @@ async def test_an_unknown_batch_is_named(world: World) -> None:
             request_id=request_id(), batch_id=unknown, codes=[coupons.ImportedCode(code="UNKNOWN-1")]
         ),
     ]
-    with nothing_changes(world):
+    with world.books.unchanged():
         for request in requests:
             refused = await refusal(world.one.call(request, operator))
             assert_as_the_contract_says(refused, "BATCH_NOT_FOUND")
