@@ -227,6 +227,13 @@ REFUSED: list[tuple[MakeOrder, str]] = [
 ]
 
 
+SAID_BY_THE_COUPON = {
+    make
+    for make, reason in REFUSED
+    if not reason.startswith("AMOUNT_") and reason not in {"COUPON_NOT_FOUND", "MERCHANT_NOT_OWNED"}
+}
+
+
 @pytest.mark.parametrize("way", [Order.by_id, Order.by_code, Order.at_the_cashier], ids=lambda way: way.__name__)
 @pytest.mark.parametrize(
     ("make", "reason"),
@@ -247,6 +254,27 @@ async def test_a_consume_is_refused_for_its_own_reason_and_changes_nothing(
     with world.books.unchanged():
         for process in world.both:
             assert_as_the_contract_says(await refused_by(process), reason)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(make, reason) for make, reason in REFUSED if make in SAID_BY_THE_COUPON],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+async def test_validating_answers_with_the_reason_that_consuming_would_give(
+    world: World, make: MakeOrder, reason: str
+) -> None:
+    order = await make(world)
+    asked = coupons.ValidateCouponRequest(
+        coupon_id=order.coupon_id,
+        merchant_id=order.by.merchant_id,
+        amount=money_pb2.Money(currency_code="CNY", amount_minor=order.minor),
+    )
+    with world.books.unchanged():
+        reply = await world.one.call(asked, order.by)
+    assert not reply.usable
+    assert reply.refusal_reason == reason
+    assert (reply.deduction.amount_minor, reply.payable.amount_minor) == (0, order.minor)
 
 
 async def _has(refused: Awaitable[Refusal], reason: str) -> bool:
