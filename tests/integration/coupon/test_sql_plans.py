@@ -1,6 +1,6 @@
 """Every statement of coupon_svc that locks or looks rows up finds them by a key, in a small and in a large database.
 
-The large one has 200,000 rows in each hot table, so that a run stays short on two cores; PLAN_ROWS=2000000 makes it as
+The large one has 100,000 rows in each hot table, so that a run stays short on two cores; PLAN_ROWS=2000000 makes it as
 large as the rule says; filling it then takes a minute, and the plans are the same.
 """
 
@@ -26,7 +26,7 @@ from tests.harness.stack import PrivateStack
 QUERIES = load_queries("coupon_svc")
 SHARDS = 128
 FEW = 100
-MANY = int(os.environ.get("PLAN_ROWS", "200000"))
+MANY = int(os.environ.get("PLAN_ROWS", "100000"))
 # A group is at most 128 consumes; lists of this length once made the server scan the table.
 LIST = 150
 FOUND_BY_KEY = {"const", "eq_ref", "ref", "range"}
