@@ -71,6 +71,7 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
             timeout_s=config.mysql_timeout_ms / 1000,
             record_retention_days=config.record_retention_days,
         )
+        await store.learn_epochs()
         codes = KeyedCodeBook(
             CodeFormat(bytes.fromhex(config.code_key.get_secret_value())),
             Keyring.parse(config.code_keyring.get_secret_value()),

@@ -44,6 +44,15 @@ class MysqlStore:
         self._epochs: dict[int, int] = {}
         self._by_name = {database.name: database for database in databases.all}
 
+    async def learn_epochs(self) -> None:
+        """Reads the epochs under which the shard map gave this process its shards: once, before it serves.
+
+        Read any later, the epoch of a move that this process knows nothing about would pass for its own.
+        """
+        for database in self._databases.all:
+            rows = await self._read(database, "hold_shards", {"shards": sorted(database.shards)})
+            self._epochs.update({shard: epoch for shard, epoch, _ in rows})
+
     def database_of(self, shard: int) -> str:
         """See `Store.database_of`."""
         return self._databases.of(shard).name
@@ -56,16 +65,8 @@ class MysqlStore:
     @asynccontextmanager
     async def unit(self, shard: int) -> AsyncIterator[MysqlUnit]:
         """See `Store.unit`."""
-        database = self._databases.of(shard)
-        await self._learn_epochs(database)
-        async with database.transaction(timeout_s=self._timeout_s) as tx:
+        async with self._databases.of(shard).transaction(timeout_s=self._timeout_s) as tx:
             yield MysqlUnit(tx, self._queries, self._epochs, record_retention_days=self._retention_days)
-
-    async def _learn_epochs(self, database: Database) -> None:
-        """Reads, once per process and database, the epochs under which the shard map gave it its shards."""
-        if not database.shards <= self._epochs.keys():
-            rows = await self._read(database, "hold_shards", {"shards": sorted(database.shards)})
-            self._epochs.update({shard: epoch for shard, epoch, _ in rows})
 
     async def recorded(self, keys: Sequence[RequestKey]) -> Mapping[RequestKey, Recorded]:
         """See `Store.recorded`."""
