@@ -49,12 +49,12 @@ def moved(world: World, change: str) -> Iterator[None]:
 async def test_items_of_a_moved_shard_are_refused_and_those_of_other_shards_in_the_group_are_not(
     world: World, change: str
 ) -> None:
-    (gone,), (here,), till = await world.cards(1, shard=MOVED), await world.cards(1, shard=STAYS), world.cashier()
+    (gone,), (here, first), till = await world.cards(1, shard=MOVED), await world.cards(2, shard=STAYS), world.cashier()
     request = consume_request(gone, "1.00", till)
     await world.known_to(world.one, [gone, here])
     with moved(world, change):
         async with world.one.observed() as rise:
-            async with world.group_at_work(world.one, STAYS):
+            async with world.group_at_work(world.one, STAYS, card=first):
                 calls = [
                     asyncio.ensure_future(world.one.call(request, till)),
                     asyncio.ensure_future(world.one.consume(here, "1.00", till)),

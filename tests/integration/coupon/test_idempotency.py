@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from redis.asyncio import Redis
 
 from couponmesh.coupon.v1 import cashier_service_pb2 as cashiers
 from couponmesh.coupon.v1 import coupon_service_pb2 as coupons
@@ -114,6 +115,20 @@ async def test_a_reply_is_repeated_even_when_the_same_call_would_be_refused_by_n
     first = await world.one.call_bytes(request, till)
     assert (await refusal(world.one.consume(card, "30.00", till))).reason == "COUPON_USED"
     assert await world.two.call_bytes(request, till) == first
+
+
+async def test_a_replay_takes_neither_a_lock_nor_the_time_of_risk_control(world: World) -> None:
+    card, till = await world.card(), world.cashier()
+    request = consume_request(card, "30.00", till)
+    first = await world.one.call_bytes(request, till)
+    async with Redis.from_url(world.stack.redis_url(0)) as redis:
+        await redis.set(f"LOCK_COUPON:{card.coupon_id}", "somebody", px=30_000)
+        asked = await world.stack.metric("mesh_rpc_requests_total", "risk")
+        for process in world.both:
+            assert await process.call_bytes(request, till) == first
+        assert await world.stack.metric("mesh_rpc_requests_total", "risk") == asked
+        assert (await refusal(world.one.consume(card, "1.00", till))).reason == "COUPON_BUSY"
+        await redis.delete(f"LOCK_COUPON:{card.coupon_id}")
 
 
 async def test_twins_inside_one_group_fold_into_one_effect(world: World) -> None:

@@ -362,9 +362,14 @@ class World:
         )
 
     @asynccontextmanager
-    async def group_at_work(self, process: CouponProcess, shard: int) -> AsyncIterator[None]:
-        """Keeps a group of one database at work, one consume strong: what arrives in the block makes up the next."""
-        card = await self.card(shard=shard)
+    async def group_at_work(
+        self, process: CouponProcess, shard: int, *, card: OwnedCoupon | None = None
+    ) -> AsyncIterator[None]:
+        """Keeps a group of one database at work, one consume strong: what arrives in the block makes up the next.
+
+        The consume is of a card of its own, or of one that was made before.
+        """
+        card = card or await self.card(shard=shard)
         with self.books.coupon_held(card.coupon_id):
             alone = asyncio.ensure_future(process.consume(card, "1.00", self.cashier()))
             await self.books.until_waiting(card.coupon_id)
