@@ -4,7 +4,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 # What `make test` runs: folders, files or node ids, and further pytest arguments.
-TESTS ?= tests
+TESTS ?= tests/unit tests/contract tests/integration
+REPORT ?= build/tests.xml
 PYTEST_ARGS ?=
 
 .PHONY: help
@@ -29,9 +30,13 @@ up: setup ## Starts the local stack and stays in front of it; Ctrl-C stops it.
 
 .PHONY: test
 test: setup ## Runs unit, contract and integration tests (TESTS=tests/unit for some of them).
-	@mkdir -p build && rm -f build/tests.xml
-	@status=0; $(BIN)/pytest $(TESTS) --junit-xml=build/tests.xml $(PYTEST_ARGS) || status=$$?; \
-	  $(BIN)/python tools/test_summary.py build/tests.xml || status=$$?; exit $$status
+	@mkdir -p build && rm -f $(REPORT)
+	@status=0; $(BIN)/pytest $(TESTS) --junit-xml=$(REPORT) $(PYTEST_ARGS) || status=$$?; \
+	  $(BIN)/python tools/test_summary.py $(REPORT) || status=$$?; exit $$status
+
+.PHONY: chaos
+chaos: ## Kills, freezes and drains parts of a stack under a stream of consumes.
+	@$(MAKE) --no-print-directory test TESTS=tests/chaos REPORT=build/chaos.xml
 
 .PHONY: lint
 lint: packages ## Checks style, types, imports, the contract, generated files and texts.
