@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -271,11 +271,9 @@ class Proxied:
 @pytest.fixture(scope="module")
 async def proxied(world: World) -> AsyncIterator[Proxied]:
     place = Dsn.parse(world.books.dsns[0])
-    async with (
-        mysql_proxy(place.port) as proxy,
-        _shard_map_through(world, place.port, proxy.port),
-        world.further_process(COUPON_MAX_WAITING="8") as process,
-    ):
+    async with mysql_proxy(place.port) as proxy, AsyncExitStack() as until_the_end:
+        async with _shard_map_through(world, place.port, proxy.port):
+            process = await until_the_end.enter_async_context(world.further_process(COUPON_MAX_WAITING="8"))
         yield Proxied(process, proxy)
 
 
