@@ -8,28 +8,37 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from coupon_svc.adapters.code_book import KeyedCodeBook
+from coupon_svc.adapters.mysql_reservations import MysqlReservations
 from coupon_svc.adapters.mysql_store import MysqlStore
 from coupon_svc.adapters.risk_client import GrpcRiskGate
 from coupon_svc.app.activate import ActivateCoupon
 from coupon_svc.app.batches import BatchCache, Batches
+from coupon_svc.app.cancel import CancelReservation
+from coupon_svc.app.confirm import ConfirmReservation
 from coupon_svc.app.consume import ConsumeCoupon, ConsumeLimits
 from coupon_svc.app.directory import CouponDirectory
+from coupon_svc.app.hold_sweep import JOB as HOLD_SWEEP
+from coupon_svc.app.hold_sweep import HoldSweep
 from coupon_svc.app.import_codes import ImportCodes
 from coupon_svc.app.issue import IssueCoupons
 from coupon_svc.app.minting import Mint
 from coupon_svc.app.purge import PurgeRecords
 from coupon_svc.app.reading import Reading
+from coupon_svc.app.reserve import ReserveCoupons
+from coupon_svc.app.reverse import ReverseTransaction
 from coupon_svc.config import CouponConfig
 from coupon_svc.servicer.batch_service import BatchServicer
 from coupon_svc.servicer.cashier_service import CashierServicer
 from coupon_svc.servicer.coupon_service import CouponServicer, CouponUseCases
 from coupon_svc.servicer.requests import CallReader
+from coupon_svc.servicer.reservations import ReservationUseCases
 from couponmesh.coupon.v1.batch_service_pb2_grpc import add_BatchServiceServicer_to_server
 from couponmesh.coupon.v1.cashier_service_pb2_grpc import add_CashierServiceServicer_to_server
 from couponmesh.coupon.v1.coupon_service_pb2_grpc import add_CouponServiceServicer_to_server
 from meshkit.channel import open_channel
 from meshkit.codes import CodeFormat
 from meshkit.crypto import Keyring
+from meshkit.leader import Election
 from meshkit.locks import RedisLocks
 from meshkit.placement import open_migrated, read_shard_map
 from meshkit.redis_client import open_redis
@@ -109,6 +118,13 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
         purged = telemetry.counter("coupon_records_purged_total", "Request records removed after their retention.")
         purge = PurgeRecords(store, clock, every_s=config.purge_every_s, observe=purged.inc)
         await stack.enter_async_context(_background(purge.run(), name="purge-records"))
+        reservations = MysqlReservations(store, timeout_s=config.mysql_timeout_ms / 1000)
+        released = telemetry.counter("coupon_holds_released_total", "Holds released after their time was over.")
+        hold_sweep = HoldSweep(
+            store=reservations, sign=sign, clock=clock, every_s=config.hold_sweep_every_s, observe=released.inc
+        )
+        election = Election(zookeeper, config.zookeeper_root, HOLD_SWEEP, identity=config.listen)
+        await stack.enter_async_context(_background(election.run(hold_sweep.run), name=HOLD_SWEEP))
         calls = CallReader(config.trusted_context_clients)
         use_cases = CouponUseCases(
             directory=directory,
@@ -128,6 +144,19 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
             ),
             consume=consume,
             reading=Reading(store=store, directory=directory, batches=batches, codes=codes, clock=clock),
+            reservations=ReservationUseCases(
+                reserve=ReserveCoupons(
+                    store=reservations,
+                    batches=batches,
+                    risk=risk,
+                    sign=sign,
+                    clock=clock,
+                    accept_without_risk_minor=config.accept_without_risk_minor,
+                ),
+                confirm=ConfirmReservation(store=reservations, batches=batches, ids=ids, sign=sign, clock=clock),
+                cancel=CancelReservation(store=reservations, sign=sign, clock=clock),
+                reverse=ReverseTransaction(store=reservations, batches=batches, sign=sign, clock=clock),
+            ),
         )
         yield [
             ServiceBinding(

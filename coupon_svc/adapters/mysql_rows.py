@@ -10,7 +10,10 @@ from typing import Any
 from coupon_svc.app.ports import Binding, IndexedCode, StoredCoupon, TransactionRow
 from coupon_svc.domain.batch import Batch, BlockScope
 from coupon_svc.domain.coupon import Coupon, CouponStatus
+from coupon_svc.domain.hold import Hold, HoldState
 from coupon_svc.domain.journal import JournalKind, JournalRow, Origin
+from coupon_svc.domain.order import lines_from_json, lines_to_json
+from coupon_svc.domain.reservation import Reservation, ReservationState
 from coupon_svc.domain.times import month_of, utc_datetime
 
 Row = Sequence[Any]
@@ -41,13 +44,16 @@ def coupon(row: Row) -> Coupon:
         expires_at_ms=instant_ms(row[7]),
         version=row[8],
         last_hash=row[9],
+        held_minor=int(row[10]),
+        holds=row[11],
+        hold_expires_at_ms=None if row[12] is None else instant_ms(row[12]),
     )
 
 
 def stored_coupon(row: Row) -> StoredCoupon:
     """From lock_stored, get_coupons and list_coupons."""
-    binding = None if row[11] is None else Binding(row[11], row[12], row[13])
-    return StoredCoupon(coupon(row), row[10], binding, instant_ms(row[14]))
+    binding = None if row[14] is None else Binding(row[14], row[15], row[16])
+    return StoredCoupon(coupon(row), row[13], binding, instant_ms(row[17]))
 
 
 def coupon_values(stored: StoredCoupon) -> dict[str, object]:
@@ -104,6 +110,8 @@ def transaction(row: Row) -> TransactionRow:
         caller=row[10],
         request_id=row[11],
         consume_time_ms=instant_ms(row[12]),
+        reservation_id=row[13],
+        reverse_time_ms=None if row[14] is None else instant_ms(row[14]),
     )
 
 
@@ -123,6 +131,87 @@ def transaction_values(row: TransactionRow) -> dict[str, object]:
         "caller": row.caller,
         "request_id": row.request_id,
         "consume_time": utc_datetime(row.consume_time_ms),
+        "reservation_id": row.reservation_id,
+    }
+
+
+def hold(row: Row) -> Hold:
+    """From unreleased_holds and holds_of."""
+    return Hold(
+        shard=row[0],
+        caller=row[1],
+        reservation_id=row[2],
+        position=row[3],
+        coupon_id=row[4],
+        state=HoldState(row[5]),
+        base_minor=row[6],
+        deduction_minor=row[7],
+        held_minor=row[8],
+        expires_at_ms=instant_ms(row[9]),
+        transaction_id=row[10],
+    )
+
+
+def hold_values(of: Hold) -> dict[str, object]:
+    """For insert_holds."""
+    return {
+        "shard": of.shard,
+        "caller": of.caller,
+        "reservation_id": of.reservation_id,
+        "position": of.position,
+        "coupon_id": of.coupon_id,
+        "state": int(of.state),
+        "base_minor": of.base_minor,
+        "deduction_minor": of.deduction_minor,
+        "held_minor": of.held_minor,
+        "expire_time": utc_datetime(of.expires_at_ms),
+        "transaction_id": of.transaction_id,
+    }
+
+
+def reservation(row: Row) -> Reservation:
+    """From get_reservation and lock_reservations."""
+    return Reservation(
+        shard=row[0],
+        caller=row[1],
+        reservation_id=row[2],
+        state=ReservationState(row[3]),
+        user_id=row[4],
+        merchant_id=row[5],
+        order_id=row[6],
+        amount_minor=row[7],
+        lines=lines_from_json(row[8]),
+        settlement_held=bool(row[9]),
+        reserve_hash=row[10],
+        reserve_response=row[11],
+        confirm_hash=row[12],
+        confirm_response=row[13],
+        expires_at_ms=instant_ms(row[14]),
+        create_time_ms=instant_ms(row[15]),
+        update_time_ms=instant_ms(row[16]),
+    )
+
+
+def reservation_values(of: Reservation) -> dict[str, object]:
+    """For insert_reservation and update_reservation."""
+    return {
+        "shard": of.shard,
+        "caller": of.caller,
+        "reservation_id": of.reservation_id,
+        "state": int(of.state),
+        "user_id": of.user_id,
+        "merchant_id": of.merchant_id,
+        "order_id": of.order_id,
+        "amount_minor": of.amount_minor,
+        "order_lines": lines_to_json(of.lines),
+        "settlement_held": of.settlement_held,
+        "reserve_hash": of.reserve_hash,
+        "reserve_response": of.reserve_response,
+        "confirm_hash": of.confirm_hash,
+        "confirm_response": of.confirm_response,
+        "expire_time": utc_datetime(of.expires_at_ms),
+        "create_time": utc_datetime(of.create_time_ms),
+        "update_time": utc_datetime(of.update_time_ms),
     }
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeVar
 
 from coupon_svc.adapters import mysql_rows
-from coupon_svc.adapters.mysql_unit import MysqlUnit, recorded
+from coupon_svc.adapters.mysql_unit import MysqlUnit, recorded, unreleased_holds
 from coupon_svc.app.ports import (
     CodeKey,
     CouponFacts,
@@ -20,6 +20,7 @@ from coupon_svc.app.ports import (
 )
 from coupon_svc.domain.batch import Batch
 from coupon_svc.domain.coupon import CouponStatus
+from coupon_svc.domain.hold import Hold
 from coupon_svc.domain.journal import JournalRow
 from coupon_svc.domain.routing import id_shard, user_shard
 from coupon_svc.domain.terms import Terms
@@ -30,6 +31,9 @@ from meshkit.queries import load_queries
 _FROZEN = 2
 # Above every 19-digit id.
 _NO_CURSOR = "~"
+_QUERY_FILES = ("sql/queries.sql", "sql/reservations.sql")
+
+_Unit = TypeVar("_Unit", bound=MysqlUnit)
 
 
 class MysqlStore:
@@ -38,7 +42,7 @@ class MysqlStore:
     def __init__(self, databases: Databases, *, timeout_s: float, record_retention_days: int) -> None:
         """`timeout_s` bounds each transaction and each read."""
         self._databases = databases
-        self._queries = load_queries("coupon_svc")
+        self._queries = {name: sql for path in _QUERY_FILES for name, sql in load_queries("coupon_svc", path).items()}
         self._timeout_s = timeout_s
         self._retention_days = record_retention_days
         self._epochs: dict[int, int] = {}
@@ -50,7 +54,7 @@ class MysqlStore:
         Read any later, the epoch of a move that this process knows nothing about would pass for its own.
         """
         for database in self._databases.all:
-            rows = await self._read(database, "hold_shards", {"shards": sorted(database.shards)})
+            rows = await self.read(database, "hold_shards", {"shards": sorted(database.shards)})
             self._epochs.update({shard: epoch for shard, epoch, _ in rows})
 
     def database_of(self, shard: int) -> str:
@@ -62,11 +66,19 @@ class MysqlStore:
         """See `Store.databases`."""
         return tuple(self._by_name)
 
-    @asynccontextmanager
-    async def unit(self, shard: int) -> AsyncIterator[MysqlUnit]:
+    def unit(self, shard: int) -> AbstractAsyncContextManager[MysqlUnit]:
         """See `Store.unit`."""
+        return self.begin(shard, MysqlUnit)
+
+    @asynccontextmanager
+    async def begin(self, shard: int, kind: Callable[..., _Unit]) -> AsyncIterator[_Unit]:
+        """A write transaction as a unit of another kind, which takes what `MysqlUnit` takes."""
         async with self._databases.of(shard).transaction(timeout_s=self._timeout_s) as tx:
-            yield MysqlUnit(tx, self._queries, self._epochs, record_retention_days=self._retention_days)
+            yield kind(tx, self._queries, self._epochs, record_retention_days=self._retention_days)
+
+    def database(self, name: str) -> Database:
+        """A database by its name."""
+        return self._by_name[name]
 
     async def recorded(self, keys: Sequence[RequestKey]) -> Mapping[RequestKey, Recorded]:
         """See `Store.recorded`."""
@@ -85,7 +97,7 @@ class MysqlStore:
         if not users:
             return set()
         database = self._databases.of(next(iter(users))[0])
-        rows = await self._read(database, "account_statuses", {"users": sorted(users)})
+        rows = await self.read(database, "account_statuses", {"users": sorted(users)})
         missing = users - {(shard, user_id) for shard, user_id, _ in rows}
         if missing:
             async with database.transaction(timeout_s=self._timeout_s) as tx:
@@ -100,7 +112,7 @@ class MysqlStore:
 
     async def code_makers(self, keys: Sequence[CodeKey]) -> Mapping[CodeKey, IndexedCode]:
         """See `Store.code_makers`."""
-        rows = await self._read(self._databases.of(keys[0].shard), "find_codes", {"keys": sorted(map(tuple, keys))})
+        rows = await self.read(self._databases.of(keys[0].shard), "find_codes", {"keys": sorted(map(tuple, keys))})
         return {CodeKey(*row[:3]): mysql_rows.indexed_code(row) for row in rows}
 
     async def drop_codes(self, keys: Sequence[CodeKey], made_by: bytes) -> None:
@@ -118,7 +130,7 @@ class MysqlStore:
 
     async def facts(self, keys: Sequence[tuple[int, str]]) -> Mapping[str, CouponFacts]:
         """See `Store.facts`."""
-        rows = await self._read(self._databases.of(keys[0][0]), "coupon_facts", {"keys": sorted(set(keys))})
+        rows = await self.read(self._databases.of(keys[0][0]), "coupon_facts", {"keys": sorted(set(keys))})
         return {row[0]: CouponFacts(*row) for row in rows}
 
     async def get_coupon(self, coupon_id: str) -> StoredCoupon | None:
@@ -128,15 +140,21 @@ class MysqlStore:
     async def get_coupons(self, shard: int, coupon_ids: Sequence[str]) -> Mapping[str, StoredCoupon]:
         """See `Store.get_coupons`."""
         keys = sorted((shard, coupon_id) for coupon_id in coupon_ids)
-        rows = await self._read(self._databases.of(shard), "get_coupons", {"keys": keys})
+        rows = await self.read(self._databases.of(shard), "get_coupons", {"keys": keys})
         return {row[0]: mysql_rows.stored_coupon(row) for row in rows}
+
+    async def unreleased_holds(self, keys: set[tuple[int, str]]) -> Sequence[Hold]:
+        """See `Store.unreleased_holds`."""
+        shard = next(iter(keys))[0]
+        async with self._databases.of(shard).snapshot(timeout_s=self._timeout_s) as tx:
+            return await unreleased_holds(tx, self._queries, keys)
 
     async def list_coupons(
         self, user_id: int, *, status: int | None, below: str | None, limit: int
     ) -> Sequence[StoredCoupon]:
         """See `Store.list_coupons`."""
         shard = user_shard(user_id)
-        rows = await self._read(
+        rows = await self.read(
             self._databases.of(shard),
             "list_coupons",
             {
@@ -151,7 +169,7 @@ class MysqlStore:
 
     async def account_frozen(self, shard: int, user_id: int) -> bool:
         """See `Store.account_frozen`."""
-        rows = await self._read(self._databases.of(shard), "account_statuses", {"users": [(shard, user_id)]})
+        rows = await self.read(self._databases.of(shard), "account_statuses", {"users": [(shard, user_id)]})
         return any(status == _FROZEN for _, _, status in rows)
 
     async def get_batch(self, batch_id: str) -> Batch | None:
@@ -182,7 +200,7 @@ class MysqlStore:
     async def journal(self, coupon_id: str, *, above_seq: int, limit: int) -> Sequence[JournalRow]:
         """See `Store.journal`."""
         shard = id_shard(coupon_id)
-        rows = await self._read(
+        rows = await self.read(
             self._databases.of(shard),
             "journal",
             {"shard": shard, "coupon_id": coupon_id, "above_seq": above_seq, "limit": limit},
@@ -193,13 +211,14 @@ class MysqlStore:
         found = [mysql_rows.transaction(row) for rows in await self._read_all(query, params) for row in rows]
         return max(found, key=lambda row: (row.consume_time_ms, row.transaction_id), default=None)
 
-    async def _read(self, database: Database, query: str, params: Mapping[str, object]) -> list[tuple[Any, ...]]:
+    async def read(self, database: Database, query: str, params: Mapping[str, object]) -> list[tuple[Any, ...]]:
+        """Rows of a named query, as committed now."""
         async with database.snapshot(timeout_s=self._timeout_s) as tx:
             return await tx.fetch_all(self._queries[query], params)
 
     async def _read_one(self, shard: int, query: str, params: Mapping[str, object]) -> tuple[Any, ...] | None:
-        rows = await self._read(self._databases.of(shard), query, {"shard": shard, **params})
+        rows = await self.read(self._databases.of(shard), query, {"shard": shard, **params})
         return rows[0] if rows else None
 
     async def _read_all(self, query: str, params: Mapping[str, object]) -> list[list[tuple[Any, ...]]]:
-        return await asyncio.gather(*(self._read(database, query, params) for database in self._databases.all))
+        return await asyncio.gather(*(self.read(database, query, params) for database in self._databases.all))

@@ -17,6 +17,7 @@ from coupon_svc.app.ports import (
 )
 from coupon_svc.domain.batch import Batch, BlockScope
 from coupon_svc.domain.coupon import Coupon
+from coupon_svc.domain.hold import Hold, HoldState
 from coupon_svc.domain.journal import JournalRow
 from coupon_svc.domain.routing import id_shard
 from coupon_svc.domain.terms import Terms
@@ -59,6 +60,10 @@ class MysqlUnit:
         """See `Unit.lock_coupons`."""
         rows = await self._tx.fetch_all(self._queries["lock_coupons"], {"keys": sorted(keys)})
         return {row[0]: mysql_rows.coupon(row) for row in rows}
+
+    async def unreleased_holds(self, keys: set[tuple[int, str]]) -> Sequence[Hold]:
+        """See `Unit.unreleased_holds`."""
+        return await unreleased_holds(self._tx, self._queries, keys)
 
     async def lock_stored(self, shard: int, coupon_id: str) -> StoredCoupon | None:
         """See `Unit.lock_stored`."""
@@ -213,6 +218,14 @@ class MysqlUnit:
             return None
         await self._tx.execute(self._queries["advance_counter"], {**key, "next_counter": first + quantity})
         return first
+
+
+async def unreleased_holds(tx: Transaction, queries: Mapping[str, str], keys: set[tuple[int, str]]) -> Sequence[Hold]:
+    """Holds of coupons that did not end yet."""
+    rows = await tx.fetch_all(
+        queries["unreleased_holds"], {"keys": sorted((*key, int(HoldState.HELD)) for key in keys)}
+    )
+    return [mysql_rows.hold(row) for row in rows]
 
 
 async def recorded(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from coupon_svc.app.batches import BatchCache
+from coupon_svc.app.holds import without_stale_holds
 from coupon_svc.app.ports import (
     Call,
     Clock,
@@ -237,13 +238,12 @@ class ConsumeCoupon:
     async def _apply(self, unit: Unit, entries: Sequence[_Entry], knowledge: _Knowledge) -> _Effects:
         moved = await unit.fence({entry.item.facts.shard for entry in entries})
         frozen = await unit.frozen_accounts({(entry.item.facts.shard, entry.item.facts.user_id) for entry in entries})
-        coupons = dict(
-            await unit.lock_coupons({(entry.item.facts.shard, entry.item.facts.coupon_id) for entry in entries})
-        )
+        locked = await unit.lock_coupons({(entry.item.facts.shard, entry.item.facts.coupon_id) for entry in entries})
         # The second look, under the row locks: whoever committed this request before is visible now.
         recorded = dict(await unit.recorded(list({entry.item.key for entry in entries})))
         effects = _Effects()
         now_ms = self._clock()
+        coupons = await without_stale_holds(unit, locked, now_ms)
         for entry in entries:
             pending = entry.item
             earlier = recorded.get(pending.key)

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from coupon_svc.domain.batch import Batch, BlockScope
 from coupon_svc.domain.coupon import Coupon, CouponStatus
+from coupon_svc.domain.hold import Hold
 from coupon_svc.domain.journal import JournalRow, Origin
 from coupon_svc.domain.terms import Terms
 
@@ -97,7 +98,7 @@ class StoredCoupon:
 
 @dataclass(frozen=True, slots=True)
 class TransactionRow:
-    """One consumption; amounts are fen."""
+    """One consumption; amounts are fen. `reservation_id` names the reservation whose confirmation it was."""
 
     shard: int
     transaction_id: str
@@ -112,6 +113,8 @@ class TransactionRow:
     caller: str
     request_id: str
     consume_time_ms: int
+    reservation_id: str = ""
+    reverse_time_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,9 @@ class Unit(Protocol):
 
     async def lock_coupons(self, keys: set[tuple[int, str]]) -> Mapping[str, Coupon]:
         """Locks (shard, coupon_id) rows in key order; what does not exist is absent."""
+
+    async def unreleased_holds(self, keys: set[tuple[int, str]]) -> Sequence[Hold]:
+        """Holds of locked coupons, given as (shard, coupon_id), that did not end yet, whether expired or not."""
 
     async def lock_stored(self, shard: int, coupon_id: str) -> StoredCoupon | None:
         """Locks one coupon and gives it whole."""
@@ -261,6 +267,9 @@ class Store(Protocol):
 
     async def get_coupons(self, shard: int, coupon_ids: Sequence[str]) -> Mapping[str, StoredCoupon]:
         """Coupons of one shard."""
+
+    async def unreleased_holds(self, keys: set[tuple[int, str]]) -> Sequence[Hold]:
+        """Holds of (shard, coupon_id), all of one database, that did not end yet, whether expired or not."""
 
     async def list_coupons(
         self, user_id: int, *, status: int | None, below: str | None, limit: int

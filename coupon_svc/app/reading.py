@@ -6,10 +6,11 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coupon_svc.app.batches import BatchCache
 from coupon_svc.app.directory import CouponDirectory
+from coupon_svc.app.holds import without_stale_holds
 from coupon_svc.app.ports import (
     Call,
     Clock,
@@ -31,7 +32,7 @@ _VISIBLE_TAIL = 4
 
 @dataclass(frozen=True, slots=True)
 class CouponView:
-    """A coupon as it is shown: status with expiry and account taken into account, code masked."""
+    """A coupon as it is shown: status with expiry and account taken into account, live holds counted, code masked."""
 
     stored: StoredCoupon
     terms: Terms
@@ -127,7 +128,7 @@ class Reading:
         """
         below = cursor_of(page.token, "coupons", user_id, status)
         found = await self._store.list_coupons(user_id, status=status, below=below, limit=page.size + 1)
-        shown = found[: page.size]
+        shown = await self._counted(found[: page.size])
         frozen = await self._store.account_frozen(user_shard(user_id), user_id)
         terms = await self._batches.terms(stored.coupon.terms_id for stored in shown)
         views = [self._view(stored, terms[stored.coupon.terms_id], frozen=frozen) for stored in shown]
@@ -197,9 +198,16 @@ class Reading:
         stored = await self._store.get_coupon(facts.coupon_id)
         if stored is None:
             raise MeshError("COUPON_NOT_FOUND")
+        (stored,) = await self._counted([stored])
         terms = await self._batches.terms([facts.terms_id])
         frozen = facts.user_id != 0 and await self._store.account_frozen(facts.shard, facts.user_id)
         return self._view(stored, terms[facts.terms_id], frozen=frozen)
+
+    async def _counted(self, found: Sequence[StoredCoupon]) -> list[StoredCoupon]:
+        """The coupons, all of one shard, with live holds only."""
+        coupons = {stored.coupon.coupon_id: stored.coupon for stored in found}
+        counted = await without_stale_holds(self._store, coupons, self._clock())
+        return [replace(stored, coupon=counted[stored.coupon.coupon_id]) for stored in found]
 
     def _view(self, stored: StoredCoupon, terms: Terms, *, frozen: bool) -> CouponView:
         status = stored.coupon.status_at(self._clock())

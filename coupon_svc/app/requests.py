@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, TypeVar
 
-from coupon_svc.app.ports import Clock, Recorded, RequestKey, Store, Unit
+from coupon_svc.app.ports import Clock, Recorded, RequestKey, Unit
 from meshkit.errors import MeshError
 from meshkit.mysql_errors import CommitOutcomeUnknown, Deadlock, DuplicateKey
 
 # A twin costs one rerun, a deadlock or a lost COMMIT reply rarely more.
 MAX_RUNS = 4
 
+# Stands in a record for the hash of a request that was reversed, whatever its payload: no SHA-256 is all zeros.
+REVERSED_HASH = bytes(32)
+
+_Unit_co = TypeVar("_Unit_co", bound=Unit, covariant=True)
+
+
+class Units(Protocol[_Unit_co]):
+    """Where write transactions begin: a `Store`, or a store with a wider unit."""
+
+    def unit(self, shard: int) -> AbstractAsyncContextManager[_Unit_co]:
+        """See `Store.unit`."""
+
 
 def replay(recorded: Recorded, key: RequestKey, request_hash: bytes) -> bytes:
     """The recorded response, byte for byte.
 
     Raises:
-        MeshError: IDEMPOTENCY_KEY_REUSED when the payload differs.
+        MeshError: TRANSACTION_REVERSED when the request was reversed, perhaps before it arrived;
+            IDEMPOTENCY_KEY_REUSED when the payload differs.
     """
+    if recorded.request_hash == REVERSED_HASH:
+        raise MeshError("TRANSACTION_REVERSED", request_id=key.request_id)
     if recorded.request_hash != request_hash:
         raise MeshError("IDEMPOTENCY_KEY_REUSED", request_id=key.request_id)
     return recorded.response
@@ -34,11 +51,11 @@ async def refuse_moved(unit: Unit, shards: set[int]) -> None:
 
 
 async def run_once(
-    store: Store,
+    store: Units[_Unit_co],
     key: RequestKey,
     request_hash: bytes,
     clock: Clock,
-    work: Callable[[Unit], Awaitable[bytes]],
+    work: Callable[[_Unit_co], Awaitable[bytes]],
 ) -> bytes:
     """Runs `work` in one transaction together with its record, or replays what it answered before.
 
@@ -46,7 +63,7 @@ async def run_once(
     unknown; each run starts with the record, so the effect happens once.
 
     Raises:
-        MeshError: IDEMPOTENCY_KEY_REUSED, or what `work` raises.
+        MeshError: IDEMPOTENCY_KEY_REUSED, TRANSACTION_REVERSED, or what `work` raises.
     """
     for _ in range(MAX_RUNS):
         try:

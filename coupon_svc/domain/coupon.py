@@ -22,7 +22,8 @@ class CouponStatus(IntEnum):
     REFUNDED = 6
 
 
-# Every allowed step. REFUNDED → ACTIVATED is the last part of refunding an emptied gift card.
+# Every allowed step. REFUNDED → ACTIVATED is the last part of refunding an emptied gift card; USED → ACTIVATED undoes a
+# consumption that ReverseTransaction takes back.
 TRANSITIONS: frozenset[tuple[CouponStatus, CouponStatus]] = frozenset(
     {
         (CouponStatus.UNACTIVATED, CouponStatus.ACTIVATED),
@@ -34,6 +35,7 @@ TRANSITIONS: frozenset[tuple[CouponStatus, CouponStatus]] = frozenset(
         (CouponStatus.ACTIVATED, CouponStatus.EXPIRED),
         (CouponStatus.USED, CouponStatus.REFUNDED),
         (CouponStatus.REFUNDED, CouponStatus.ACTIVATED),
+        (CouponStatus.USED, CouponStatus.ACTIVATED),
     }
 )
 
@@ -48,7 +50,11 @@ _NOT_USABLE = {
 
 @dataclass(frozen=True, slots=True)
 class Coupon:
-    """A coupon as its row holds it. `balance_minor` is zero for all but gift cards."""
+    """A coupon as its row holds it. `balance_minor` and `held_minor` are zero for all but gift cards.
+
+    `holds` counts reservations that hold it, `held_minor` is what they hold of the balance, `hold_expires_at_ms` when
+    the first of them runs out. Stored figures include holds that ran out since; `domain.hold.counted` leaves those out.
+    """
 
     coupon_id: str
     shard: int
@@ -60,6 +66,18 @@ class Coupon:
     expires_at_ms: int
     version: int
     last_hash: bytes
+    held_minor: int = 0
+    holds: int = 0
+    hold_expires_at_ms: int | None = None
+
+    @property
+    def available_minor(self) -> int:
+        """What can be spent of the balance."""
+        return self.balance_minor - self.held_minor
+
+    def has_stale_hold(self, now_ms: int) -> bool:
+        """Whether a hold ran out that the stored figures still include."""
+        return self.hold_expires_at_ms is not None and now_ms >= self.hold_expires_at_ms
 
     def status_at(self, now_ms: int) -> CouponStatus:
         """The status with the period taken into account: expired to the second, swept or not."""
@@ -113,8 +131,8 @@ def spend(coupon: Coupon, terms: Terms, *, merchant_id: str, amount_minor: int, 
     """What consuming the coupon for an order of `amount_minor` takes; for a gift card that is the sum to take.
 
     Raises:
-        MeshError: whatever `check_usable` raises, MERCHANT_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT or
-            COUPON_NO_EFFECT.
+        MeshError: whatever `check_usable` raises, COUPON_HELD, MERCHANT_NOT_ELIGIBLE, BELOW_MIN_AMOUNT,
+            BALANCE_INSUFFICIENT or COUPON_NO_EFFECT.
     """
     check_usable(coupon, terms, now_ms=now_ms)
     if terms.merchant_ids and merchant_id not in terms.merchant_ids:
@@ -122,6 +140,8 @@ def spend(coupon: Coupon, terms: Terms, *, merchant_id: str, amount_minor: int, 
     kind = terms.kind
     if isinstance(kind, GiftCard):
         return _spend_balance(coupon, amount_minor)
+    if coupon.hold_expires_at_ms is not None:
+        raise MeshError("COUPON_HELD", coupon_id=coupon.coupon_id, until=format_utc(coupon.hold_expires_at_ms))
     if amount_minor < kind.min_amount_minor:
         raise MeshError(
             "BELOW_MIN_AMOUNT", min_amount=format_yuan(kind.min_amount_minor), amount=format_yuan(amount_minor)
@@ -133,9 +153,9 @@ def spend(coupon: Coupon, terms: Terms, *, merchant_id: str, amount_minor: int, 
 
 
 def _spend_balance(card: Coupon, amount_minor: int) -> Spend:
-    if amount_minor > card.balance_minor:
+    if amount_minor > card.available_minor:
         raise MeshError(
-            "BALANCE_INSUFFICIENT", balance=format_yuan(card.balance_minor), amount=format_yuan(amount_minor)
+            "BALANCE_INSUFFICIENT", balance=format_yuan(card.available_minor), amount=format_yuan(amount_minor)
         )
     left = card.balance_minor - amount_minor
     spent = replace(card, balance_minor=left)

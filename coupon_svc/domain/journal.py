@@ -18,6 +18,9 @@ class JournalKind(IntEnum):
     ACTIVATION_MARKED = 3
     ACTIVATED = 4
     CONSUMED = 5
+    HELD = 6
+    HOLD_RELEASED = 7
+    REVERSED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from coupon_svc.app.reading import CouponView, Page, Reading, mask
 from coupon_svc.domain.terms import Terms
 from coupon_svc.servicer import responses
 from coupon_svc.servicer.requests import CallReader, amount_minor
+from coupon_svc.servicer.reservations import ReservationServicer, ReservationUseCases
 from couponmesh.coupon.v1 import coupon_service_pb2 as pb
 from couponmesh.coupon.v1.coupon_service_pb2_grpc import CouponServiceServicer
 from meshkit import context as request_context
@@ -38,13 +39,15 @@ class CouponUseCases:
     activate: ActivateCoupon
     consume: ConsumeCoupon
     reading: Reading
+    reservations: ReservationUseCases
 
 
-class CouponServicer(CouponServiceServicer):
+class CouponServicer(ReservationServicer, CouponServiceServicer):
     """Coupons over their life."""
 
     def __init__(self, use_cases: CouponUseCases, calls: CallReader) -> None:
         """One use case per RPC."""
+        ReservationServicer.__init__(self, use_cases.directory, use_cases.reservations, calls)
         self._do = use_cases
         self._calls = calls
 

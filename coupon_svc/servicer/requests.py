@@ -39,6 +39,16 @@ class CallReader:
             client=self._client(current, client),
         )
 
+    @staticmethod
+    def content_hash(request: Message) -> bytes:
+        """SHA-256 of what is asked, whatever request_id it is asked with and wherever the shopper is."""
+        payload = type(request)()
+        payload.CopyFrom(request)
+        for field in ("request_id", "client"):
+            if field in payload.DESCRIPTOR.fields_by_name:
+                payload.ClearField(field)
+        return hashlib.sha256(payload.SerializeToString(deterministic=True)).digest()
+
     def _client(self, current: context.RequestContext, said: client_context_pb2.ClientContext | None) -> Client:
         who = current.principal
         if said is not None and (who.service or who.client_id in self._trusted or "*" in self._trusted):

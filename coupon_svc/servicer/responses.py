@@ -69,7 +69,7 @@ def batch_message(batch: Batch, terms: Terms) -> batch_pb2.Batch:
 def coupon_message(view: CouponView) -> coupon_pb2.Coupon:
     """A coupon as Coupon."""
     coupon = view.stored.coupon
-    return coupon_pb2.Coupon(
+    message = coupon_pb2.Coupon(
         coupon_id=coupon.coupon_id,
         user_id=coupon.user_id,
         batch_id=coupon.batch_id,
@@ -79,12 +79,17 @@ def coupon_message(view: CouponView) -> coupon_pb2.Coupon:
         masked_code=view.masked_code,
         version=coupon.version,
         create_time=timestamp(view.stored.create_time_ms),
+        held=money(coupon.held_minor),
+        available=money(coupon.available_minor),
     )
+    if coupon.hold_expires_at_ms is not None:
+        message.held_until.CopyFrom(timestamp(coupon.hold_expires_at_ms))
+    return message
 
 
 def transaction_message(row: TransactionRow) -> coupon_pb2.Transaction:
     """A consumption as Transaction."""
-    return coupon_pb2.Transaction(
+    message = coupon_pb2.Transaction(
         transaction_id=row.transaction_id,
         coupon_id=row.coupon_id,
         user_id=row.user_id,
@@ -97,7 +102,11 @@ def transaction_message(row: TransactionRow) -> coupon_pb2.Transaction:
         consume_time=timestamp(row.consume_time_ms),
         request_id=row.request_id,
         settlement_held=row.settlement_held,
+        reservation_id=row.reservation_id,
     )
+    if row.reverse_time_ms is not None:
+        message.reverse_time.CopyFrom(timestamp(row.reverse_time_ms))
+    return message
 
 
 def audit_event_message(row: JournalRow) -> coupon_pb2.AuditEvent:

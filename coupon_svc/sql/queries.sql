@@ -1,5 +1,5 @@
--- Every statement of the coupon service. Lock order: shard_owner, account_state, batch or coupon rows in key order,
--- then appends.
+-- Statements of the coupon service; reservations.sql has those of reservations. Lock order: shard_owner, account_state,
+-- reservation, batch or coupon rows in key order, then appends.
 
 -- name: hold_shards
 -- Holds the owner rows of shards until commit; whoever moves a shard changes its row first.
@@ -36,7 +36,8 @@ DELETE FROM request_record WHERE expire_time < %(now)s ORDER BY expire_time LIMI
 
 -- name: lock_coupons
 -- Locks coupons in key order.
-SELECT coupon_id, shard, user_id, batch_id, terms_id, status, CAST(balance * 100 AS SIGNED), expires_at, version, last_hash
+SELECT coupon_id, shard, user_id, batch_id, terms_id, status, CAST(balance * 100 AS SIGNED), expires_at, version, last_hash,
+  CAST(held * 100 AS SIGNED), holds, hold_expires_at
 FROM coupon_info FORCE INDEX (PRIMARY) WHERE (shard, coupon_id) IN %(keys)s ORDER BY shard, coupon_id FOR UPDATE;
 
 -- name: update_coupons
@@ -61,22 +62,29 @@ WHERE shard = %(shard)s AND coupon_id = %(coupon_id)s AND bound_user_id IS NULL;
 -- name: lock_stored
 -- Locks one coupon and reads all of it.
 SELECT coupon_id, shard, user_id, batch_id, terms_id, status, CAST(balance * 100 AS SIGNED), expires_at, version, last_hash,
-  code_sealed, bound_user_id, bound_coupon_id, bound_by, create_time
+  CAST(held * 100 AS SIGNED), holds, hold_expires_at, code_sealed, bound_user_id, bound_coupon_id, bound_by, create_time
 FROM coupon_info FORCE INDEX (PRIMARY) WHERE shard = %(shard)s AND coupon_id = %(coupon_id)s FOR UPDATE;
 
 -- name: get_coupons
 -- Reads coupons whole, without locks.
 SELECT coupon_id, shard, user_id, batch_id, terms_id, status, CAST(balance * 100 AS SIGNED), expires_at, version, last_hash,
-  code_sealed, bound_user_id, bound_coupon_id, bound_by, create_time
+  CAST(held * 100 AS SIGNED), holds, hold_expires_at, code_sealed, bound_user_id, bound_coupon_id, bound_by, create_time
 FROM coupon_info FORCE INDEX (PRIMARY) WHERE (shard, coupon_id) IN %(keys)s;
 
 -- name: list_coupons
 -- A user's coupons, newest first.
 SELECT coupon_id, shard, user_id, batch_id, terms_id, status, CAST(balance * 100 AS SIGNED), expires_at, version, last_hash,
-  code_sealed, bound_user_id, bound_coupon_id, bound_by, create_time
+  CAST(held * 100 AS SIGNED), holds, hold_expires_at, code_sealed, bound_user_id, bound_coupon_id, bound_by, create_time
 FROM coupon_info FORCE INDEX (idx_user_status)
 WHERE user_id = %(user_id)s AND status IN %(statuses)s AND shard = %(shard)s AND coupon_id < %(below)s
 ORDER BY coupon_id DESC LIMIT %(limit)s;
+
+-- name: unreleased_holds
+-- Holds of coupons that did not end yet, whether expired or not; they change only under the locks of their coupons.
+SELECT shard, caller, reservation_id, position, coupon_id, state, base_minor, deduction_minor, held_minor, expire_time,
+  transaction_id
+FROM coupon_hold FORCE INDEX (idx_coupon) WHERE (shard, coupon_id, state) IN %(keys)s
+ORDER BY shard, coupon_id, expire_time;
 
 -- name: coupon_facts
 -- What never changes about coupons.
@@ -109,27 +117,28 @@ ORDER BY seq LIMIT %(limit)s;
 -- name: insert_transactions
 -- Adds consumptions.
 INSERT INTO coupon_transaction (shard, transaction_id, coupon_id, user_id, merchant_id, order_id, amount_minor,
-  deduction_minor, balance_after_minor, settlement_held, caller, request_id, consume_time)
+  deduction_minor, balance_after_minor, settlement_held, caller, request_id, consume_time, reservation_id)
 VALUES (%(shard)s, %(transaction_id)s, %(coupon_id)s, %(user_id)s, %(merchant_id)s, %(order_id)s, %(amount_minor)s,
-  %(deduction_minor)s, %(balance_after_minor)s, %(settlement_held)s, %(caller)s, %(request_id)s, %(consume_time)s);
+  %(deduction_minor)s, %(balance_after_minor)s, %(settlement_held)s, %(caller)s, %(request_id)s, %(consume_time)s,
+  %(reservation_id)s);
 
 -- name: get_transaction
 -- One consumption by its id.
 SELECT shard, transaction_id, coupon_id, user_id, merchant_id, order_id, amount_minor, deduction_minor,
-  balance_after_minor, settlement_held, caller, request_id, consume_time
+  balance_after_minor, settlement_held, caller, request_id, consume_time, reservation_id, reverse_time
 FROM coupon_transaction WHERE shard = %(shard)s AND transaction_id = %(transaction_id)s;
 
 -- name: transactions_of_request
 -- Consumptions that a caller's request made in this database.
 SELECT shard, transaction_id, coupon_id, user_id, merchant_id, order_id, amount_minor, deduction_minor,
-  balance_after_minor, settlement_held, caller, request_id, consume_time
+  balance_after_minor, settlement_held, caller, request_id, consume_time, reservation_id, reverse_time
 FROM coupon_transaction FORCE INDEX (idx_request) WHERE request_id = %(request_id)s AND caller = %(caller)s
 ORDER BY consume_time DESC LIMIT 1;
 
 -- name: transactions_of_order
 -- The latest consumption of an order in this database.
 SELECT shard, transaction_id, coupon_id, user_id, merchant_id, order_id, amount_minor, deduction_minor,
-  balance_after_minor, settlement_held, caller, request_id, consume_time
+  balance_after_minor, settlement_held, caller, request_id, consume_time, reservation_id, reverse_time
 FROM coupon_transaction FORCE INDEX (idx_merchant_order)
 WHERE merchant_id = %(merchant_id)s AND order_id = %(order_id)s
 ORDER BY consume_time DESC, transaction_id DESC LIMIT 1;

@@ -78,6 +78,12 @@ class _AuditKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditKind.V
     """Owned from here on."""
     AUDIT_KIND_CONSUMED: _AuditKind.ValueType  # 5
     """Consumed, whole or in part."""
+    AUDIT_KIND_HELD: _AuditKind.ValueType  # 6
+    """Held by a reservation: `deduction` is what it may take."""
+    AUDIT_KIND_HOLD_RELEASED: _AuditKind.ValueType  # 7
+    """A hold, or what a confirmation left of it, was given up."""
+    AUDIT_KIND_REVERSED: _AuditKind.ValueType  # 8
+    """A consumption was given back by ReverseTransaction."""
 
 class AuditKind(_AuditKind, metaclass=_AuditKindEnumTypeWrapper):
     """What a journal row records."""
@@ -94,6 +100,12 @@ AUDIT_KIND_ACTIVATED: AuditKind.ValueType  # 4
 """Owned from here on."""
 AUDIT_KIND_CONSUMED: AuditKind.ValueType  # 5
 """Consumed, whole or in part."""
+AUDIT_KIND_HELD: AuditKind.ValueType  # 6
+"""Held by a reservation: `deduction` is what it may take."""
+AUDIT_KIND_HOLD_RELEASED: AuditKind.ValueType  # 7
+"""A hold, or what a confirmation left of it, was given up."""
+AUDIT_KIND_REVERSED: AuditKind.ValueType  # 8
+"""A consumption was given back by ReverseTransaction."""
 Global___AuditKind: _TypeAlias = AuditKind  # noqa: Y015
 
 @_typing.final
@@ -111,6 +123,9 @@ class Coupon(_message.Message):
     MASKED_CODE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    HELD_UNTIL_FIELD_NUMBER: _builtins.int
     coupon_id: _builtins.str
     """19 digits. Routes itself: the id carries the shard. The id of an
     unactivated coupon is replaced by another at activation.
@@ -137,6 +152,24 @@ class Coupon(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was issued."""
 
+    @_builtins.property
+    def held(self) -> _money_pb2.Money:
+        """What live reservations hold of a gift card's balance; for the other kinds
+        zero.
+        """
+
+    @_builtins.property
+    def available(self) -> _money_pb2.Money:
+        """What can be spent of a gift card now: balance - held; for the other kinds
+        zero.
+        """
+
+    @_builtins.property
+    def held_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when a live reservation holds the coupon, or a part of its balance;
+        the first such moment when there are several; absent when none does.
+        """
+
     def __init__(
         self,
         *,
@@ -149,10 +182,13 @@ class Coupon(_message.Message):
         masked_code: _builtins.str = ...,
         version: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        held: _money_pb2.Money | None = ...,
+        available: _money_pb2.Money | None = ...,
+        held_until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "create_time", b"create_time", "terms", b"terms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "create_time", b"create_time", "held", b"held", "held_until", b"held_until", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "batch_id", b"batch_id", "coupon_id", b"coupon_id", "create_time", b"create_time", "masked_code", b"masked_code", "status", b"status", "terms", b"terms", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "batch_id", b"batch_id", "coupon_id", b"coupon_id", "create_time", b"create_time", "held", b"held", "held_until", b"held_until", "masked_code", b"masked_code", "status", b"status", "terms", b"terms", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,6 +212,8 @@ class Transaction(_message.Message):
     CONSUME_TIME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SETTLEMENT_HELD_FIELD_NUMBER: _builtins.int
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    REVERSE_TIME_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """"TX", the date in the batch's zone, then digits that carry the shard."""
     coupon_id: _builtins.str
@@ -192,6 +230,8 @@ class Transaction(_message.Message):
     """True when risk control was away and the amount was small enough to go on:
     settlement is held until it was reviewed.
     """
+    reservation_id: _builtins.str
+    """The reservation whose confirmation it was; empty for a plain consumption."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """The order amount; for a gift card the sum asked for."""
@@ -212,6 +252,10 @@ class Transaction(_message.Message):
     def consume_time(self) -> _timestamp_pb2.Timestamp:
         """When it was committed."""
 
+    @_builtins.property
+    def reverse_time(self) -> _timestamp_pb2.Timestamp:
+        """When ReverseTransaction gave it back; absent while it stands."""
+
     def __init__(
         self,
         *,
@@ -227,10 +271,12 @@ class Transaction(_message.Message):
         consume_time: _timestamp_pb2.Timestamp | None = ...,
         request_id: _builtins.str = ...,
         settlement_held: _builtins.bool = ...,
+        reservation_id: _builtins.str = ...,
+        reverse_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "consume_time", b"consume_time", "deduction", b"deduction", "payable", b"payable"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "consume_time", b"consume_time", "deduction", b"deduction", "payable", b"payable", "reverse_time", b"reverse_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "consume_time", b"consume_time", "coupon_id", b"coupon_id", "deduction", b"deduction", "merchant_id", b"merchant_id", "order_id", b"order_id", "payable", b"payable", "request_id", b"request_id", "settlement_held", b"settlement_held", "transaction_id", b"transaction_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "consume_time", b"consume_time", "coupon_id", b"coupon_id", "deduction", b"deduction", "merchant_id", b"merchant_id", "order_id", b"order_id", "payable", b"payable", "request_id", b"request_id", "reservation_id", b"reservation_id", "reverse_time", b"reverse_time", "settlement_held", b"settlement_held", "transaction_id", b"transaction_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from couponmesh.coupon.v1 import coupon_service_pb2 as couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2
+from couponmesh.coupon.v1 import reservation_pb2 as couponmesh_dot_coupon_dot_v1_dot_reservation__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -65,10 +66,30 @@ class CouponServiceStub:
                 request_serializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ValidateCouponRequest.SerializeToString,
                 response_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ValidateCouponResponse.FromString,
                 _registered_method=True)
+        self.ReserveCoupons = channel.unary_unary(
+                '/couponmesh.coupon.v1.CouponService/ReserveCoupons',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReserveCouponsRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReserveCouponsResponse.FromString,
+                _registered_method=True)
+        self.ConfirmReservation = channel.unary_unary(
+                '/couponmesh.coupon.v1.CouponService/ConfirmReservation',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ConfirmReservationRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ConfirmReservationResponse.FromString,
+                _registered_method=True)
+        self.CancelReservation = channel.unary_unary(
+                '/couponmesh.coupon.v1.CouponService/CancelReservation',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.CancelReservationRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.CancelReservationResponse.FromString,
+                _registered_method=True)
         self.ConsumeCoupon = channel.unary_unary(
                 '/couponmesh.coupon.v1.CouponService/ConsumeCoupon',
                 request_serializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ConsumeCouponRequest.SerializeToString,
                 response_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ConsumeCouponResponse.FromString,
+                _registered_method=True)
+        self.ReverseTransaction = channel.unary_unary(
+                '/couponmesh.coupon.v1.CouponService/ReverseTransaction',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReverseTransactionRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReverseTransactionResponse.FromString,
                 _registered_method=True)
         self.GetTransaction = channel.unary_unary(
                 '/couponmesh.coupon.v1.CouponService/GetTransaction',
@@ -148,15 +169,63 @@ class CouponServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReserveCoupons(self, request, context):
+        """Holds several coupons of one user, a part of a gift card's balance among
+        them, for one order: all or none. The holds block other orders until they
+        expire.
+
+        Errors: those of ConsumeCoupon for each coupon, COUPON_HELD,
+        RESERVATION_CANCELLED, RESERVATION_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmReservation(self, request, context):
+        """Takes what a reservation holds, or less, once the order is paid. A hold that
+        expired is taken again if nobody else took the coupons since. A coupon that
+        expired while it was held is still taken; a frozen one is not.
+
+        Errors: RESERVATION_NOT_FOUND, RESERVATION_CANCELLED, RESERVATION_CONFIRMED (in
+        another way), HOLD_EXPIRED, CONFIRM_EXCEEDS_HOLD, COUPON_FROZEN,
+        ACCOUNT_FROZEN, BATCH_BLOCKED, TRANSACTION_REVERSED, CODE_MISTYPED,
+        COUPON_NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelReservation(self, request, context):
+        """Gives up a reservation. One that never arrived is refused from then on.
+
+        Errors: RESERVATION_CONFIRMED, CODE_MISTYPED, COUPON_NOT_FOUND,
+        IDEMPOTENCY_KEY_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ConsumeCoupon(self, request, context):
         """Consumes a coupon for an order, or takes a sum from a gift card.
 
         Errors: CODE_MISTYPED, COUPON_NOT_FOUND, COUPON_UNACTIVATED, COUPON_USED,
         COUPON_FROZEN, COUPON_EXPIRED, COUPON_REFUNDED, COUPON_NOT_STARTED,
         MERCHANT_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT,
-        COUPON_NO_EFFECT, BATCH_BLOCKED, ACCOUNT_FROZEN, RISK_REJECTED,
+        COUPON_NO_EFFECT, COUPON_HELD, BATCH_BLOCKED, ACCOUNT_FROZEN, RISK_REJECTED,
         RISK_UNAVAILABLE, COUPON_BUSY, OVERLOADED, AMOUNT_*,
-        CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED.
+        CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED, TRANSACTION_REVERSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReverseTransaction(self, request, context):
+        """Undoes a consumption or confirmation by the request_id it was sent with, also
+        when its reply was lost or it never arrived: then it is refused from then on.
+        A gift card gets its balance back, any other coupon can be used again.
+
+        Errors: REVERSAL_REFUSED, CODE_MISTYPED, COUPON_NOT_FOUND,
+        IDEMPOTENCY_KEY_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,10 +283,30 @@ def add_CouponServiceServicer_to_server(servicer, server):
                     request_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ValidateCouponRequest.FromString,
                     response_serializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ValidateCouponResponse.SerializeToString,
             ),
+            'ReserveCoupons': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReserveCoupons,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReserveCouponsRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReserveCouponsResponse.SerializeToString,
+            ),
+            'ConfirmReservation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmReservation,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ConfirmReservationRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ConfirmReservationResponse.SerializeToString,
+            ),
+            'CancelReservation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelReservation,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.CancelReservationRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.CancelReservationResponse.SerializeToString,
+            ),
             'ConsumeCoupon': grpc.unary_unary_rpc_method_handler(
                     servicer.ConsumeCoupon,
                     request_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ConsumeCouponRequest.FromString,
                     response_serializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ConsumeCouponResponse.SerializeToString,
+            ),
+            'ReverseTransaction': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReverseTransaction,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReverseTransactionRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReverseTransactionResponse.SerializeToString,
             ),
             'GetTransaction': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTransaction,
@@ -404,6 +493,87 @@ class CouponService:
             _registered_method=True)
 
     @staticmethod
+    def ReserveCoupons(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/ReserveCoupons',
+            couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReserveCouponsRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReserveCouponsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmReservation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/ConfirmReservation',
+            couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ConfirmReservationRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ConfirmReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelReservation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/CancelReservation',
+            couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.CancelReservationRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.CancelReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ConsumeCoupon(request,
             target,
             options=(),
@@ -420,6 +590,33 @@ class CouponService:
             '/couponmesh.coupon.v1.CouponService/ConsumeCoupon',
             couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ConsumeCouponRequest.SerializeToString,
             couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ConsumeCouponResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReverseTransaction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/ReverseTransaction',
+            couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReverseTransactionRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReverseTransactionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from couponmesh.coupon.v1 import coupon_service_pb2 as _coupon_service_pb2
+from couponmesh.coupon.v1 import reservation_pb2 as _reservation_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 
@@ -54,15 +55,47 @@ class CouponServiceStub:
     Errors: CODE_MISTYPED, COUPON_NOT_FOUND, RISK_REJECTED, AMOUNT_*,
     CURRENCY_NOT_SUPPORTED. What the coupon itself refuses is an answer, not an error.
     """
+    ReserveCoupons: _aio.UnaryUnaryMultiCallable[_reservation_pb2.ReserveCouponsRequest, _reservation_pb2.ReserveCouponsResponse]
+    """Holds several coupons of one user, a part of a gift card's balance among
+    them, for one order: all or none. The holds block other orders until they
+    expire.
+
+    Errors: those of ConsumeCoupon for each coupon, COUPON_HELD,
+    RESERVATION_CANCELLED, RESERVATION_ID_REUSED.
+    """
+    ConfirmReservation: _aio.UnaryUnaryMultiCallable[_reservation_pb2.ConfirmReservationRequest, _reservation_pb2.ConfirmReservationResponse]
+    """Takes what a reservation holds, or less, once the order is paid. A hold that
+    expired is taken again if nobody else took the coupons since. A coupon that
+    expired while it was held is still taken; a frozen one is not.
+
+    Errors: RESERVATION_NOT_FOUND, RESERVATION_CANCELLED, RESERVATION_CONFIRMED (in
+    another way), HOLD_EXPIRED, CONFIRM_EXCEEDS_HOLD, COUPON_FROZEN,
+    ACCOUNT_FROZEN, BATCH_BLOCKED, TRANSACTION_REVERSED, CODE_MISTYPED,
+    COUPON_NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
+    """
+    CancelReservation: _aio.UnaryUnaryMultiCallable[_reservation_pb2.CancelReservationRequest, _reservation_pb2.CancelReservationResponse]
+    """Gives up a reservation. One that never arrived is refused from then on.
+
+    Errors: RESERVATION_CONFIRMED, CODE_MISTYPED, COUPON_NOT_FOUND,
+    IDEMPOTENCY_KEY_REUSED.
+    """
     ConsumeCoupon: _aio.UnaryUnaryMultiCallable[_coupon_service_pb2.ConsumeCouponRequest, _coupon_service_pb2.ConsumeCouponResponse]
     """Consumes a coupon for an order, or takes a sum from a gift card.
 
     Errors: CODE_MISTYPED, COUPON_NOT_FOUND, COUPON_UNACTIVATED, COUPON_USED,
     COUPON_FROZEN, COUPON_EXPIRED, COUPON_REFUNDED, COUPON_NOT_STARTED,
     MERCHANT_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT,
-    COUPON_NO_EFFECT, BATCH_BLOCKED, ACCOUNT_FROZEN, RISK_REJECTED,
+    COUPON_NO_EFFECT, COUPON_HELD, BATCH_BLOCKED, ACCOUNT_FROZEN, RISK_REJECTED,
     RISK_UNAVAILABLE, COUPON_BUSY, OVERLOADED, AMOUNT_*,
-    CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED.
+    CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED, TRANSACTION_REVERSED.
+    """
+    ReverseTransaction: _aio.UnaryUnaryMultiCallable[_reservation_pb2.ReverseTransactionRequest, _reservation_pb2.ReverseTransactionResponse]
+    """Undoes a consumption or confirmation by the request_id it was sent with, also
+    when its reply was lost or it never arrived: then it is refused from then on.
+    A gift card gets its balance back, any other coupon can be used again.
+
+    Errors: REVERSAL_REFUSED, CODE_MISTYPED, COUPON_NOT_FOUND,
+    IDEMPOTENCY_KEY_REUSED.
     """
     GetTransaction: _aio.UnaryUnaryMultiCallable[_coupon_service_pb2.GetTransactionRequest, _coupon_service_pb2.GetTransactionResponse]
     """Gives one transaction, by its id, by the request that made it, or by
@@ -154,6 +187,48 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ReserveCoupons(
+        self,
+        request: _reservation_pb2.ReserveCouponsRequest,
+        context: _aio.ServicerContext[_reservation_pb2.ReserveCouponsRequest, _abc.Awaitable[_reservation_pb2.ReserveCouponsResponse]],
+    ) -> _abc.Awaitable[_reservation_pb2.ReserveCouponsResponse]:
+        """Holds several coupons of one user, a part of a gift card's balance among
+        them, for one order: all or none. The holds block other orders until they
+        expire.
+
+        Errors: those of ConsumeCoupon for each coupon, COUPON_HELD,
+        RESERVATION_CANCELLED, RESERVATION_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmReservation(
+        self,
+        request: _reservation_pb2.ConfirmReservationRequest,
+        context: _aio.ServicerContext[_reservation_pb2.ConfirmReservationRequest, _abc.Awaitable[_reservation_pb2.ConfirmReservationResponse]],
+    ) -> _abc.Awaitable[_reservation_pb2.ConfirmReservationResponse]:
+        """Takes what a reservation holds, or less, once the order is paid. A hold that
+        expired is taken again if nobody else took the coupons since. A coupon that
+        expired while it was held is still taken; a frozen one is not.
+
+        Errors: RESERVATION_NOT_FOUND, RESERVATION_CANCELLED, RESERVATION_CONFIRMED (in
+        another way), HOLD_EXPIRED, CONFIRM_EXCEEDS_HOLD, COUPON_FROZEN,
+        ACCOUNT_FROZEN, BATCH_BLOCKED, TRANSACTION_REVERSED, CODE_MISTYPED,
+        COUPON_NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelReservation(
+        self,
+        request: _reservation_pb2.CancelReservationRequest,
+        context: _aio.ServicerContext[_reservation_pb2.CancelReservationRequest, _abc.Awaitable[_reservation_pb2.CancelReservationResponse]],
+    ) -> _abc.Awaitable[_reservation_pb2.CancelReservationResponse]:
+        """Gives up a reservation. One that never arrived is refused from then on.
+
+        Errors: RESERVATION_CONFIRMED, CODE_MISTYPED, COUPON_NOT_FOUND,
+        IDEMPOTENCY_KEY_REUSED.
+        """
+
+    @_abc_1.abstractmethod
     def ConsumeCoupon(
         self,
         request: _coupon_service_pb2.ConsumeCouponRequest,
@@ -164,9 +239,23 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: CODE_MISTYPED, COUPON_NOT_FOUND, COUPON_UNACTIVATED, COUPON_USED,
         COUPON_FROZEN, COUPON_EXPIRED, COUPON_REFUNDED, COUPON_NOT_STARTED,
         MERCHANT_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT,
-        COUPON_NO_EFFECT, BATCH_BLOCKED, ACCOUNT_FROZEN, RISK_REJECTED,
+        COUPON_NO_EFFECT, COUPON_HELD, BATCH_BLOCKED, ACCOUNT_FROZEN, RISK_REJECTED,
         RISK_UNAVAILABLE, COUPON_BUSY, OVERLOADED, AMOUNT_*,
-        CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED.
+        CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED, TRANSACTION_REVERSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ReverseTransaction(
+        self,
+        request: _reservation_pb2.ReverseTransactionRequest,
+        context: _aio.ServicerContext[_reservation_pb2.ReverseTransactionRequest, _abc.Awaitable[_reservation_pb2.ReverseTransactionResponse]],
+    ) -> _abc.Awaitable[_reservation_pb2.ReverseTransactionResponse]:
+        """Undoes a consumption or confirmation by the request_id it was sent with, also
+        when its reply was lost or it never arrived: then it is refused from then on.
+        A gift card gets its balance back, any other coupon can be used again.
+
+        Errors: REVERSAL_REFUSED, CODE_MISTYPED, COUPON_NOT_FOUND,
+        IDEMPOTENCY_KEY_REUSED.
         """
 
     @_abc_1.abstractmethod

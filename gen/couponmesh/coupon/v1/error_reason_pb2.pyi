@@ -357,6 +357,132 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
           }
         }
     """
+    ERROR_REASON_RESERVATION_NOT_FOUND: _ErrorReason.ValueType  # 40
+    """The caller has no such reservation for this user.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "RESERVATION_NOT_FOUND",
+          "domain": "couponmesh",
+          "metadata": {
+            "reservation_id": "pay-1"
+          }
+        }
+    """
+    ERROR_REASON_RESERVATION_CANCELLED: _ErrorReason.ValueType  # 41
+    """The reservation was cancelled, perhaps before it was made; it can be neither
+    made nor confirmed any more.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "RESERVATION_CANCELLED",
+          "domain": "couponmesh",
+          "metadata": {
+            "reservation_id": "pay-1"
+          }
+        }
+    """
+    ERROR_REASON_RESERVATION_CONFIRMED: _ErrorReason.ValueType  # 42
+    """The reservation was confirmed: it can't be cancelled any more, nor confirmed
+    in another way. ReverseTransaction undoes it.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "RESERVATION_CONFIRMED",
+          "domain": "couponmesh",
+          "metadata": {
+            "reservation_id": "pay-1"
+          }
+        }
+    """
+    ERROR_REASON_HOLD_EXPIRED: _ErrorReason.ValueType  # 43
+    """The hold ran out, and what it held cannot be taken any more.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "HOLD_EXPIRED",
+          "domain": "couponmesh",
+          "metadata": {
+            "reservation_id": "pay-1",
+            "coupon_id": "0219902325555200042",
+            "expire_time": "2026-01-01T00:15:00Z"
+          }
+        }
+    """
+    ERROR_REASON_COUPON_HELD: _ErrorReason.ValueType  # 44
+    """A reservation holds the coupon for another order.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "COUPON_HELD",
+          "domain": "couponmesh",
+          "metadata": {
+            "coupon_id": "0219902325555200042",
+            "until": "2026-01-01T00:15:00Z"
+          }
+        }
+    """
+    ERROR_REASON_CONFIRM_EXCEEDS_HOLD: _ErrorReason.ValueType  # 45
+    """More is to be confirmed than was reserved, or a coupon that was not.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "CONFIRM_EXCEEDS_HOLD",
+          "domain": "couponmesh",
+          "metadata": {
+            "coupon_id": "0219902325555200042",
+            "held": "50.00"
+          }
+        }
+    """
+    ERROR_REASON_TRANSACTION_REVERSED: _ErrorReason.ValueType  # 46
+    """ReverseTransaction named this request_id: it takes no effect any more.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "TRANSACTION_REVERSED",
+          "domain": "couponmesh",
+          "metadata": {
+            "request_id": "r-1"
+          }
+        }
+    """
+    ERROR_REASON_RESERVATION_ID_REUSED: _ErrorReason.ValueType  # 47
+    """The reservation_id was used before for another order, other coupons or other
+    amounts.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "RESERVATION_ID_REUSED",
+          "domain": "couponmesh",
+          "metadata": {
+            "reservation_id": "pay-1"
+          }
+        }
+    """
+    ERROR_REASON_REVERSAL_REFUSED: _ErrorReason.ValueType  # 48
+    """The request took nothing from a coupon, or what it took was given back in
+    another way since.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "REVERSAL_REFUSED",
+          "domain": "couponmesh",
+          "metadata": {
+            "request_id": "r-1",
+            "problem": "it was refunded"
+          }
+        }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reasons that coupon_svc gives in google.rpc.ErrorInfo.reason (domain
@@ -695,6 +821,132 @@ Example of an ErrorInfo:
       "metadata": {
         "from": "USED",
         "to": "ACTIVATED"
+      }
+    }
+"""
+ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason.ValueType  # 40
+"""The caller has no such reservation for this user.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "RESERVATION_NOT_FOUND",
+      "domain": "couponmesh",
+      "metadata": {
+        "reservation_id": "pay-1"
+      }
+    }
+"""
+ERROR_REASON_RESERVATION_CANCELLED: ErrorReason.ValueType  # 41
+"""The reservation was cancelled, perhaps before it was made; it can be neither
+made nor confirmed any more.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "RESERVATION_CANCELLED",
+      "domain": "couponmesh",
+      "metadata": {
+        "reservation_id": "pay-1"
+      }
+    }
+"""
+ERROR_REASON_RESERVATION_CONFIRMED: ErrorReason.ValueType  # 42
+"""The reservation was confirmed: it can't be cancelled any more, nor confirmed
+in another way. ReverseTransaction undoes it.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "RESERVATION_CONFIRMED",
+      "domain": "couponmesh",
+      "metadata": {
+        "reservation_id": "pay-1"
+      }
+    }
+"""
+ERROR_REASON_HOLD_EXPIRED: ErrorReason.ValueType  # 43
+"""The hold ran out, and what it held cannot be taken any more.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "HOLD_EXPIRED",
+      "domain": "couponmesh",
+      "metadata": {
+        "reservation_id": "pay-1",
+        "coupon_id": "0219902325555200042",
+        "expire_time": "2026-01-01T00:15:00Z"
+      }
+    }
+"""
+ERROR_REASON_COUPON_HELD: ErrorReason.ValueType  # 44
+"""A reservation holds the coupon for another order.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "COUPON_HELD",
+      "domain": "couponmesh",
+      "metadata": {
+        "coupon_id": "0219902325555200042",
+        "until": "2026-01-01T00:15:00Z"
+      }
+    }
+"""
+ERROR_REASON_CONFIRM_EXCEEDS_HOLD: ErrorReason.ValueType  # 45
+"""More is to be confirmed than was reserved, or a coupon that was not.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "CONFIRM_EXCEEDS_HOLD",
+      "domain": "couponmesh",
+      "metadata": {
+        "coupon_id": "0219902325555200042",
+        "held": "50.00"
+      }
+    }
+"""
+ERROR_REASON_TRANSACTION_REVERSED: ErrorReason.ValueType  # 46
+"""ReverseTransaction named this request_id: it takes no effect any more.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "TRANSACTION_REVERSED",
+      "domain": "couponmesh",
+      "metadata": {
+        "request_id": "r-1"
+      }
+    }
+"""
+ERROR_REASON_RESERVATION_ID_REUSED: ErrorReason.ValueType  # 47
+"""The reservation_id was used before for another order, other coupons or other
+amounts.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "RESERVATION_ID_REUSED",
+      "domain": "couponmesh",
+      "metadata": {
+        "reservation_id": "pay-1"
+      }
+    }
+"""
+ERROR_REASON_REVERSAL_REFUSED: ErrorReason.ValueType  # 48
+"""The request took nothing from a coupon, or what it took was given back in
+another way since.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "REVERSAL_REFUSED",
+      "domain": "couponmesh",
+      "metadata": {
+        "request_id": "r-1",
+        "problem": "it was refunded"
       }
     }
 """
