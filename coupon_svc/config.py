@@ -71,7 +71,7 @@ class CouponConfig(ServiceConfig):
     purge_every_s: Annotated[float, Field(ge=0.1, le=86_400)] = 300.0
     """About how often records whose retention is over are removed."""
 
-    hold_sweep_every_s: Annotated[float, Field(ge=0.1, le=3_600)] = 5.0
+    hold_sweep_every_s: Annotated[float, Field(ge=0.1, le=3_600)] = 1.0
     """The leader's pause between two looks for holds whose time is over. They block nobody meanwhile."""
 
     @field_validator("code_keyring", "audit_keyring")
