@@ -121,7 +121,7 @@ class MysqlReservationUnit(MysqlUnit):
     async def given_back_otherwise(self, shard: int, transaction_ids: Sequence[str]) -> set[str]:
         """See `ReservationUnit.given_back_otherwise`."""
         rows = await self._tx.fetch_all(
-            self._queries["given_back"], {"shard": shard, "transaction_ids": sorted(transaction_ids)}
+            self._queries["given_back_of"], {"shard": shard, "transaction_ids": sorted(transaction_ids)}
         )
         return {row[0] for row in rows}
 

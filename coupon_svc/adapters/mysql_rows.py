@@ -12,7 +12,7 @@ from coupon_svc.domain.batch import Batch, BlockScope
 from coupon_svc.domain.coupon import Coupon, CouponStatus
 from coupon_svc.domain.hold import Hold, HoldState
 from coupon_svc.domain.journal import JournalKind, JournalRow, Origin
-from coupon_svc.domain.order import lines_from_json, lines_to_json
+from coupon_svc.domain.order_lines import lines_from_json, lines_to_json
 from coupon_svc.domain.reservation import Reservation, ReservationState
 from coupon_svc.domain.times import month_of, utc_datetime
 

@@ -11,7 +11,7 @@ from coupon_svc.app.ports import TransactionRow
 from coupon_svc.app.reservation_ports import ReservationKey, ReservationUnit
 from coupon_svc.domain.hold import Hold, HoldState, recounted
 from coupon_svc.domain.journal import JournalKind, Origin, Sign
-from coupon_svc.domain.order import spread
+from coupon_svc.domain.order_lines import spread
 from coupon_svc.domain.reservation import Reservation, released
 
 

@@ -27,7 +27,7 @@ from coupon_svc.domain.batch import BlockScope
 from coupon_svc.domain.coupon import Coupon
 from coupon_svc.domain.hold import Hold, HoldState, counted, recounted
 from coupon_svc.domain.journal import JournalKind, Origin, Sign
-from coupon_svc.domain.order import Line, check_lines
+from coupon_svc.domain.order_lines import Line, check_lines
 from coupon_svc.domain.reservation import Planned, Reservation, ReservationState, Wanted, plan
 from coupon_svc.domain.routing import user_shard
 from meshkit.errors import InvalidFields, MeshError

@@ -109,8 +109,8 @@ class ReverseTransaction:
                 origin=command.call.origin(now_ms),
                 merchant_id=row.merchant_id,
                 order_id=row.order_id,
-                order_amount_minor=row.amount_minor,
-                deduction_minor=row.deduction_minor,
+                order_amount_minor=-row.amount_minor,
+                deduction_minor=-row.deduction_minor,
                 original_transaction_id=row.transaction_id,
                 settlement_held=row.settlement_held,
             )

@@ -9,7 +9,7 @@ from enum import IntEnum
 from coupon_svc.domain.coupon import Coupon, CouponStatus, move, spend
 from coupon_svc.domain.hold import Hold, HoldState
 from coupon_svc.domain.money import format_yuan
-from coupon_svc.domain.order import Line
+from coupon_svc.domain.order_lines import Line
 from coupon_svc.domain.terms import GiftCard, Terms
 from coupon_svc.domain.times import format_utc
 from meshkit.errors import InvalidFields, MeshError
@@ -229,6 +229,10 @@ def given_back(coupon: Coupon, terms: Terms, amount_minor: int) -> Coupon:
     if isinstance(terms.kind, GiftCard):
         coupon = replace(coupon, balance_minor=coupon.balance_minor + amount_minor)
         return move(coupon, CouponStatus.ACTIVATED) if coupon.status is CouponStatus.USED else coupon
+    if coupon.status is not CouponStatus.USED:
+        # Not move(): REFUNDED → ACTIVATED is a step of gift cards alone.
+        steps = {"from": coupon.status.name, "to": CouponStatus.ACTIVATED.name}
+        raise MeshError("STATUS_TRANSITION_REFUSED", **steps)
     return move(coupon, CouponStatus.ACTIVATED)
 
 

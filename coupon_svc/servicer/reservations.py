@@ -17,7 +17,7 @@ from coupon_svc.app.reservation_steps import Outcome
 from coupon_svc.app.reserve import DEFAULT_TTL_S, ReserveCommand, ReserveCoupons
 from coupon_svc.app.reverse import ReverseCommand, ReverseTransaction
 from coupon_svc.domain.hold import Hold
-from coupon_svc.domain.order import Line
+from coupon_svc.domain.order_lines import Line
 from coupon_svc.domain.reservation import ReservationState, Wanted
 from coupon_svc.servicer.requests import CallReader, amount_minor
 from coupon_svc.servicer.responses import money, timestamp, transaction_message

@@ -77,7 +77,7 @@ SELECT shard, transaction_id, coupon_id, user_id, merchant_id, order_id, amount_
 FROM coupon_transaction FORCE INDEX (idx_request)
 WHERE request_id = %(request_id)s AND caller = %(caller)s AND shard = %(shard)s ORDER BY transaction_id;
 
--- name: given_back
+-- name: given_back_of
 -- Of these transactions those of which something was given back.
 SELECT DISTINCT original_transaction_id FROM coupon_journal FORCE INDEX (idx_original_transaction)
 WHERE original_transaction_id IN %(transaction_ids)s AND shard = %(shard)s;

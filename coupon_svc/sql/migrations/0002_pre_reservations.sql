@@ -10,7 +10,7 @@ CREATE TABLE IF NOT EXISTS reservation (
   merchant_id VARCHAR(32) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
   order_id VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL COMMENT 'empty: cancelled before it arrived',
   amount_minor BIGINT NOT NULL COMMENT 'of the order',
-  order_lines LONGTEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL COMMENT 'JSON, see domain/order.py',
+  order_lines LONGTEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL COMMENT 'JSON, see domain/order_lines.py',
   settlement_held TINYINT NOT NULL COMMENT '1: accepted while risk control was away',
   reserve_hash BINARY(32) NOT NULL COMMENT 'SHA-256 of what was reserved; zeros: cancelled before it arrived',
   reserve_response MEDIUMBLOB NOT NULL,

@@ -83,7 +83,7 @@ class _AuditKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditKind.V
     AUDIT_KIND_HOLD_RELEASED: _AuditKind.ValueType  # 7
     """A hold, or what a confirmation left of it, was given up."""
     AUDIT_KIND_REVERSED: _AuditKind.ValueType  # 8
-    """A consumption was given back by ReverseTransaction."""
+    """A consumption was given back by ReverseTransaction: `deduction` is negative."""
 
 class AuditKind(_AuditKind, metaclass=_AuditKindEnumTypeWrapper):
     """What a journal row records."""
@@ -105,7 +105,7 @@ AUDIT_KIND_HELD: AuditKind.ValueType  # 6
 AUDIT_KIND_HOLD_RELEASED: AuditKind.ValueType  # 7
 """A hold, or what a confirmation left of it, was given up."""
 AUDIT_KIND_REVERSED: AuditKind.ValueType  # 8
-"""A consumption was given back by ReverseTransaction."""
+"""A consumption was given back by ReverseTransaction: `deduction` is negative."""
 Global___AuditKind: _TypeAlias = AuditKind  # noqa: Y015
 
 @_typing.final
