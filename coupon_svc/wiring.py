@@ -147,6 +147,7 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
             reservations=ReservationUseCases(
                 reserve=ReserveCoupons(
                     store=reservations,
+                    coupons=store,
                     batches=batches,
                     risk=risk,
                     sign=sign,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from coupon_svc.app.batches import BatchCache
 from coupon_svc.app.coupon_steps import CouponSteps
+from coupon_svc.app.holds import without_stale_holds
 from coupon_svc.app.ports import (
     Call,
     Clock,
@@ -18,6 +19,7 @@ from coupon_svc.app.ports import (
     RiskAbsentError,
     RiskGate,
     RiskQuestion,
+    Store,
     operation_id,
 )
 from coupon_svc.app.requests import replay, run_once
@@ -63,6 +65,7 @@ class ReserveCoupons:
         self,
         *,
         store: ReservationStore,
+        coupons: Store,
         batches: BatchCache,
         risk: RiskGate,
         sign: Sign,
@@ -71,6 +74,7 @@ class ReserveCoupons:
     ) -> None:
         """All adapters arrive here; `accept_without_risk_minor` is what is still held while risk control is away."""
         self._store = store
+        self._coupons = coupons
         self._batches = batches
         self._risk = risk
         self._sign = sign
@@ -95,7 +99,7 @@ class ReserveCoupons:
         if await self._store.reservation(key) is None:
             # What is there already, perhaps as a cancellation, takes no risk decision.
             settlement_held = await self._assess(command)
-        await self._refuse_blocked(command.facts)
+            await self._refuse_hopeless(command)
 
         async def work(unit: ReservationUnit) -> bytes:
             if await unit.frozen_accounts({(shard, user_id)}):
@@ -112,9 +116,28 @@ class ReserveCoupons:
 
         return await run_once(self._store, record, command.call.request_hash, self._clock, work)
 
-    async def _refuse_blocked(self, facts: Sequence[CouponFacts]) -> None:
-        for batch in (await self._batches.batches(fact.batch_id for fact in facts)).values():
+    async def _refuse_hopeless(self, command: ReserveCommand) -> None:
+        """Refuses what cannot be held now before anything is inserted.
+
+        Duplicates that wait for a row which is rolled back deadlock with each other, and are run again, once for each
+        that was refused. Refused here, they never meet.
+        """
+        for batch in (await self._batches.batches(fact.batch_id for fact in command.facts)).values():
             batch.refuse_when_blocked(BlockScope.CONSUME)
+        stored = await self._coupons.get_coupons(command.facts[0].shard, [fact.coupon_id for fact in command.facts])
+        now_ms = self._clock()
+        coupons = {coupon_id: each.coupon for coupon_id, each in stored.items()}
+        await self._plan(command, await without_stale_holds(self._coupons, coupons, now_ms), now_ms)
+
+    async def _plan(self, command: ReserveCommand, coupons: Mapping[str, Coupon], now_ms: int) -> list[Planned]:
+        return plan(
+            command.wanted,
+            coupons,
+            await self._batches.terms(coupon.terms_id for coupon in coupons.values()),
+            merchant_id=command.merchant_id,
+            amount_minor=command.amount_minor,
+            now_ms=now_ms,
+        )
 
     async def _assess(self, command: ReserveCommand) -> bool:
         """Asks risk control about each coupon; True when it was away and the amount is small enough to go on."""
@@ -150,14 +173,8 @@ class ReserveCoupons:
         keys = {(reservation.shard, fact.coupon_id) for fact in command.facts}
         locked = await unit.lock_coupons(keys)
         unreleased = await unit.unreleased_holds(keys)
-        planned = plan(
-            command.wanted,
-            {coupon_id: counted(coupon, unreleased, now_ms) for coupon_id, coupon in locked.items()},
-            await self._batches.terms(coupon.terms_id for coupon in locked.values()),
-            merchant_id=reservation.merchant_id,
-            amount_minor=reservation.amount_minor,
-            now_ms=now_ms,
-        )
+        usable = {coupon_id: counted(coupon, unreleased, now_ms) for coupon_id, coupon in locked.items()}
+        planned = await self._plan(command, usable, now_ms)
         holds = [_new_hold(reservation, position, each) for position, each in enumerate(planned)]
         steps = self._steps(reservation, holds, locked, unreleased, command.call.origin(now_ms))
         await unit.insert_holds(holds)

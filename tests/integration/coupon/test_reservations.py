@@ -229,6 +229,16 @@ async def test_fifty_concurrent_cancellations_of_an_unknown_reservation_all_succ
     assert rows == [(3, "")]
 
 
+async def test_thirty_copies_of_a_reservation_that_is_refused_are_all_told_why(world: World) -> None:
+    used, card = await wallet(world, cash_voucher("5.00"), gift_card("100.00"))
+    till = world.cashier()
+    await world.one.consume(used, "20.00", till)
+    order = Order(till, [card, used], "85.00", parts={card.coupon_id: "1.00"})
+    results = await outcomes(world.both[number % 2].call(order.reserve(), till) for number in range(30))
+    assert tally(results) == {"COUPON_USED": 30}
+    assert holding(world.books, card) == Holding(0, 0)
+
+
 async def test_a_repeated_request_is_answered_byte_for_byte_and_another_one_for_the_same_by_what_happened(
     world: World,
 ) -> None:
