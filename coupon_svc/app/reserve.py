@@ -95,11 +95,7 @@ class ReserveCoupons:
         earlier = (await self._store.recorded([record])).get(record)
         if earlier is not None:
             return replay(earlier, record, command.call.request_hash)
-        settlement_held = False
-        if await self._store.reservation(key) is None:
-            # What is there already, perhaps as a cancellation, takes no risk decision.
-            settlement_held = await self._assess(command)
-            await self._refuse_hopeless(command)
+        settlement_held = await self._admit(command, key)
 
         async def work(unit: ReservationUnit) -> bytes:
             if await unit.frozen_accounts({(shard, user_id)}):
@@ -115,6 +111,20 @@ class ReserveCoupons:
             return response
 
         return await run_once(self._store, record, command.call.request_hash, self._clock, work)
+
+    async def _admit(self, command: ReserveCommand, key: ReservationKey) -> bool:
+        """Asks risk control and looks at the coupons; True when settlement is held because risk control was away."""
+        if await self._store.reservation(key) is not None:
+            # What is there already, perhaps as a cancellation, takes no risk decision.
+            return False
+        settlement_held = await self._assess(command)
+        try:
+            await self._refuse_hopeless(command)
+        except MeshError:
+            # A copy of this request may have been faster; what stands in the way is then its own hold.
+            if await self._store.reservation(key) is None:
+                raise
+        return settlement_held
 
     async def _refuse_hopeless(self, command: ReserveCommand) -> None:
         """Refuses what cannot be held now before anything is inserted.

@@ -79,13 +79,6 @@ FROM coupon_info FORCE INDEX (idx_user_status)
 WHERE user_id = %(user_id)s AND status IN %(statuses)s AND shard = %(shard)s AND coupon_id < %(below)s
 ORDER BY coupon_id DESC LIMIT %(limit)s;
 
--- name: unreleased_holds
--- Holds of coupons that did not end yet, whether expired or not; they change only under the locks of their coupons.
-SELECT shard, caller, reservation_id, position, coupon_id, state, base_minor, deduction_minor, held_minor, expire_time,
-  transaction_id
-FROM coupon_hold FORCE INDEX (idx_coupon) WHERE (shard, coupon_id, state) IN %(keys)s
-ORDER BY shard, coupon_id, expire_time;
-
 -- name: coupon_facts
 -- What never changes about coupons.
 SELECT coupon_id, shard, user_id, batch_id, terms_id, bound_coupon_id

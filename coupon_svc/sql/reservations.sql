@@ -38,6 +38,13 @@ UPDATE reservation SET state = %(state)s, reserve_response = %(reserve_response)
   confirm_response = %(confirm_response)s, update_time = %(update_time)s
 WHERE shard = %(shard)s AND caller = %(caller)s AND reservation_id = %(reservation_id)s;
 
+-- name: unreleased_holds
+-- Holds of coupons that did not end yet, whether expired or not; they change only under the locks of their coupons.
+SELECT shard, caller, reservation_id, position, coupon_id, state, base_minor, deduction_minor, held_minor, expire_time,
+  transaction_id
+FROM coupon_hold FORCE INDEX (idx_coupon) WHERE (shard, coupon_id, state) IN %(keys)s
+ORDER BY shard, coupon_id, expire_time;
+
 -- name: holds_of_reservations
 -- All holds that reservations made, in the order in which they apply.
 SELECT shard, caller, reservation_id, position, coupon_id, state, base_minor, deduction_minor, held_minor, expire_time,

@@ -273,7 +273,9 @@ async def test_without_risk_control_small_orders_are_held_with_their_settlement_
 async def sweep_of_this_process(world: World) -> AsyncIterator[tuple[HoldSweep, MysqlReservations]]:
     """The leader's work under the test's own hands, beside the services' own."""
     async with Databases.open(world.stack.shard_map("coupon"), pool_size=4) as databases:
-        store = MysqlReservations(MysqlStore(databases, timeout_s=5, record_retention_days=1), timeout_s=5)
+        base = MysqlStore(databases, timeout_s=5, record_retention_days=1)
+        await base.learn_epochs()
+        store = MysqlReservations(base, timeout_s=5)
         yield (
             HoldSweep(
                 store=store,

@@ -36,7 +36,7 @@ FOUND_BY_KEY = {"const", "eq_ref", "ref", "range"}
 _ROWS = {
     "coupon_info": "n.shard, LPAD(n.seq * 128 + n.shard, 19, '0'), n.shard + 128 * (n.seq MOD 50), 100, "
     "2 + n.seq MOD 2, REPEAT('1', 19), REPEAT('2', 19), '2099-01-01', 1, REPEAT('h', 32), '', NULL, NULL, NULL, "
-    "'2026-01-01'",
+    "'2026-01-01', 0, 0, NULL",
     "account_state": "n.shard, n.seq * 128 + n.shard, 1, 1, '2026-01-01'",
     "request_record": "n.shard, CONCAT('till-', n.seq MOD 3), LPAD(n.seq, 12, '0'), REPEAT('h', 32), 'reply', "
     "'2026-01-01', '2026-01-01' + INTERVAL n.seq MINUTE",
@@ -44,7 +44,7 @@ _ROWS = {
     "REPEAT('1', 19), REPEAT('m', 32)",
     "coupon_transaction": "n.shard, CONCAT('TX20260101', LPAD(n.seq * 128 + n.shard, 19, '0')), REPEAT('1', 19), "
     "n.shard, CONCAT('m-', n.seq MOD 100), CONCAT('o-', n.seq), 1, 1, 0, 0, 'till-1', LPAD(n.seq, 12, '0'), "
-    "'2026-01-01'",
+    "'2026-01-01', '', NULL",
     "coupon_journal": "n.shard, LPAD(((n.seq + 3) DIV 4) * 128 + n.shard, 19, '0'), 1 + n.seq MOD 4, 202601, 5, "
     "3, 3, 1, 'm', '', -1, 1, 1, 1, NULL, NULL, 0, NULL, 'till-1', 'r', REPEAT('0', 32), '2026-01-01', 'k1', "
     "REPEAT('p', 32), REPEAT('h', 32)",
