@@ -8,17 +8,26 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from coupon_svc.adapters.code_book import KeyedCodeBook
+from coupon_svc.adapters.mysql_accounts import MysqlAccounts
+from coupon_svc.adapters.mysql_caps import MysqlCaps
+from coupon_svc.adapters.mysql_expiry import MysqlDueCoupons
+from coupon_svc.adapters.mysql_recall import MysqlRecalls
 from coupon_svc.adapters.mysql_store import MysqlStore
 from coupon_svc.adapters.risk_client import GrpcRiskGate
 from coupon_svc.app.activate import ActivateCoupon
 from coupon_svc.app.batches import BatchCache, Batches
+from coupon_svc.app.caps import CapKeeper
 from coupon_svc.app.consume import ConsumeCoupon, ConsumeLimits
 from coupon_svc.app.directory import CouponDirectory
+from coupon_svc.app.expiry import ExpirySweep
+from coupon_svc.app.freezing import Freezing
 from coupon_svc.app.import_codes import ImportCodes
 from coupon_svc.app.issue import IssueCoupons
 from coupon_svc.app.minting import Mint
 from coupon_svc.app.purge import PurgeRecords
 from coupon_svc.app.reading import Reading
+from coupon_svc.app.recall import RecallBatch, RecallSweep
+from coupon_svc.app.sweeping import Sweeping
 from coupon_svc.config import CouponConfig
 from coupon_svc.servicer.batch_service import BatchServicer
 from coupon_svc.servicer.cashier_service import CashierServicer
@@ -30,6 +39,7 @@ from couponmesh.coupon.v1.coupon_service_pb2_grpc import add_CouponServiceServic
 from meshkit.channel import open_channel
 from meshkit.codes import CodeFormat
 from meshkit.crypto import Keyring
+from meshkit.leader import Election
 from meshkit.locks import RedisLocks
 from meshkit.placement import open_migrated, read_shard_map
 from meshkit.redis_client import open_redis
@@ -89,9 +99,12 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
         batches = BatchCache(store, clock)
         directory = CouponDirectory(store, codes, risk, clock)
         stack.push_async_callback(directory.close)
+        timeout_s = config.mysql_timeout_ms / 1000
+        caps = CapKeeper(store, MysqlCaps(databases, timeout_s=timeout_s), clock)
         consume = ConsumeCoupon(
             store=store,
             batches=batches,
+            caps=caps,
             locks=locks,
             risk=risk,
             ids=ids,
@@ -109,6 +122,32 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
         purged = telemetry.counter("coupon_records_purged_total", "Request records removed after their retention.")
         purge = PurgeRecords(store, clock, every_s=config.purge_every_s, observe=purged.inc)
         await stack.enter_async_context(_background(purge.run(), name="purge-records"))
+        recalls = MysqlRecalls(databases, timeout_s=timeout_s)
+        recall = RecallBatch(store=store, recalls=recalls, batches=batches, sign=sign, clock=clock)
+        swept = telemetry.counter("coupon_swept_total", "Coupons that a sweep ended, by sweep.", ["sweep"])
+        expiry_sweep = ExpirySweep(
+            store,
+            MysqlDueCoupons(databases, timeout_s=timeout_s),
+            sign,
+            clock,
+            observe=lambda coupons: swept.labels("expiry").inc(coupons),
+        )
+        recall_sweep = RecallSweep(
+            store=store,
+            recalls=recalls,
+            batches=batches,
+            sign=sign,
+            clock=clock,
+            settle_ms=round(config.recall_settle_s * 1000),
+            observe=lambda coupons: swept.labels("recall").inc(coupons),
+        )
+        for name, run_once, every_s in (
+            ("expiry", expiry_sweep.run_once, config.expiry_every_s),
+            ("recall", recall_sweep.run_once, config.recall_every_s),
+        ):
+            sweeping = Sweeping(store.databases, run_once, every_s=every_s)
+            election = Election(zookeeper, config.zookeeper_root, f"coupon-{name}", identity=config.listen)
+            await stack.enter_async_context(_background(election.run(sweeping.run), name=f"sweep-{name}"))
         calls = CallReader(config.trusted_context_clients)
         use_cases = CouponUseCases(
             directory=directory,
@@ -127,13 +166,22 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
                 clock=clock,
             ),
             consume=consume,
-            reading=Reading(store=store, directory=directory, batches=batches, codes=codes, clock=clock),
+            reading=Reading(store=store, directory=directory, batches=batches, caps=caps, codes=codes, clock=clock),
+            freezing=Freezing(
+                store=store,
+                accounts=MysqlAccounts(),
+                directory=directory,
+                batches=batches,
+                codes=codes,
+                sign=sign,
+                clock=clock,
+            ),
         )
         yield [
             ServiceBinding(
                 full_name="couponmesh.coupon.v1.BatchService",
                 register=add_BatchServiceServicer_to_server,
-                servicer=BatchServicer(Batches(store, batches, ids, clock), calls),
+                servicer=BatchServicer(Batches(store, batches, ids, sign, clock), recall, calls),
             ),
             ServiceBinding(
                 full_name="couponmesh.coupon.v1.CouponService",

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coupon_svc.app.batches import BatchCache
+from coupon_svc.app.caps import CapKeeper
+from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.app.directory import CouponDirectory
 from coupon_svc.app.ports import (
     Call,
@@ -98,6 +100,7 @@ class Reading:
         store: Store,
         directory: CouponDirectory,
         batches: BatchCache,
+        caps: CapKeeper,
         codes: CodeBook,
         clock: Clock,
     ) -> None:
@@ -105,6 +108,7 @@ class Reading:
         self._store = store
         self._directory = directory
         self._batches = batches
+        self._caps = caps
         self._codes = codes
         self._clock = clock
 
@@ -158,6 +162,8 @@ class Reading:
                 amount_minor=amount_minor,
                 now_ms=self._clock(),
             )
+            use = UseKey(facts.shard, facts.user_id, facts.batch_id)
+            await self._caps.preview(batch, use, spent.deduction_minor)
         except MeshError as refusal:
             return Validation(view, refusal.reason, 0, amount_minor)
         return Validation(view, "", spent.deduction_minor, spent.payable_minor)

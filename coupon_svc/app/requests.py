@@ -12,6 +12,10 @@ from meshkit.mysql_errors import CommitOutcomeUnknown, Deadlock, DuplicateKey
 MAX_RUNS = 4
 
 
+class _TwinWasFaster(Exception):
+    """Another run of the same request committed while this one waited for a lock."""
+
+
 def replay(recorded: Recorded, key: RequestKey, request_hash: bytes) -> bytes:
     """The recorded response, byte for byte.
 
@@ -55,9 +59,15 @@ async def run_once(
                 if recorded is not None:
                     return replay(recorded, key, request_hash)
                 await refuse_moved(unit, {key.shard})
-                response = await work(unit)
+                try:
+                    response = await work(unit)
+                except MeshError as refusal:
+                    # The second look, under the locks: what refuses may be the twin's own doing.
+                    if await unit.recorded([key]):
+                        raise _TwinWasFaster from refusal
+                    raise
                 await unit.record([(key, Recorded(request_hash, response))], clock())
-        except (DuplicateKey, Deadlock, CommitOutcomeUnknown):
+        except (DuplicateKey, Deadlock, CommitOutcomeUnknown, _TwinWasFaster):
             continue
         return response
     raise MeshError("UNAVAILABLE", part="mysql")
