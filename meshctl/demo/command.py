@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 
 from meshctl.demo.calls import Grpc, Rest, UnexpectedReplyError
-from meshctl.demo.story import MERCHANT, Story, Tokens
+from meshctl.demo.people import MERCHANT, Tokens
+from meshctl.demo.story import Story
 from meshctl.edge.certificates import EdgeCertificate
 from meshctl.edge.tokens import Claims, DevKeys
 from meshctl.stack.failures import StackError
@@ -54,6 +55,7 @@ def _tell(stack: LocalStack, mesh: Path, console: Console) -> int:
         operator=_token(keys, "operator", client="back-office"),
         cashier=_token(keys, "cashier", client="till-7", merchant=MERCHANT),
         auditor=_token(keys, "auditor", client="audit-desk"),
+        risk=_token(keys, "risk", client="risk-desk"),
     )
     port = stack.envoy.port
     with (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -14,27 +13,14 @@ from couponmesh.coupon.v1 import cashier_service_pb2, cashier_service_pb2_grpc, 
 from couponmesh.coupon.v1 import coupon_service_pb2_grpc as coupon_grpc
 from couponmesh.type.v1 import money_pb2
 from meshctl.demo.calls import Grpc, Rest, UnexpectedReplyError, expect
+from meshctl.demo.people import MERCHANT, Step, Tokens, cny
+from meshctl.demo.story_freeze import FreezeChapter
 
-MERCHANT = "10086"
 SHOPPER = 20_251_111
 CODE = "7XK9-B2T4"
 # The request as cashier systems send it, byte for byte.
 GIVEN_REQUEST = '{"coupon_code":"7XK9-B2T4","merchant_id":"10086","amount":150.00}'
 EXPIRES = "2036-01-01T00:00:00+08:00"
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Access tokens of the people in the story."""
-
-    operator: str
-    cashier: str
-    auditor: str
-
-
-def cny(yuan: str) -> dict[str, str]:
-    """An amount of yuan with two decimals as Money in JSON: "150.00" → 15000 fen."""
-    return {"currency_code": "CNY", "amount_minor": yuan.replace(".", "").lstrip("0") or "0"}
 
 
 def _yuan(money: Mapping[str, str]) -> str:
@@ -62,7 +48,7 @@ class Story:
         Raises:
             UnexpectedReplyError: a reply is not as it must be; names the step.
         """
-        steps: list[tuple[str, Callable[[], None]]] = [
+        steps: list[Step] = [
             ("An operator makes a batch of each kind", self.make_batches),
             (f"The operator imports the code {CODE} of another system as a gift card of 500.00", self.import_code),
             ("A cashier sends the given request, byte for byte, over HTTPS", self.send_given_request),
@@ -78,6 +64,7 @@ class Story:
             ("A mistyped code is recognised without a query", self.mistype),
             ("Below the minimum nothing happens, and the coupon stays", self.below_minimum),
             ("An auditor reads the gift card's journal", self.show_journal),
+            *FreezeChapter(self._rest, self._tokens).steps(),
         ]
         for number, (title, step) in enumerate(steps, start=1):
             self._console.rule(f"[bold]{number}. {title}", align="left")
