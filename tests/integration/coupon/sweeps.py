@@ -45,6 +45,7 @@ async def sweeping(
     """Sweeps of a test's own; `observe` is told the size of each chunk."""
     async with Databases.open(world.stack.shard_map("coupon"), pool_size=4) as databases:
         store = MysqlStore(databases, timeout_s=_TIMEOUT_S, record_retention_days=1)
+        await store.learn_epochs()
         yield Sweeps(
             ExpirySweep(
                 store, MysqlDueCoupons(databases, timeout_s=_TIMEOUT_S), world.books.sign, now_ms, observe=observe

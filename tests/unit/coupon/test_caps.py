@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coupon_svc.app.caps import Tally
+from coupon_svc.app.caps import CapKeeper, Tally
 from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.domain.batch import Batch, BlockScope, Caps, Stake, stake_of
 from coupon_svc.domain.caps import lease_minor, slice_minor
@@ -18,6 +20,22 @@ KEY = UseKey(1, 129, "b")
 
 def batch(caps: Caps) -> Batch:
     return Batch("b", "t", "a batch", None, 0, 12, BlockScope.NONE, 0, caps)
+
+
+class Untouchable:
+    """A book of caps that nobody may open."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was asked for")
+
+
+async def test_a_group_whose_batches_have_no_caps_costs_no_statement() -> None:
+    nothing: Any = Untouchable()
+    keeper = CapKeeper(nothing, nothing, lambda: 0)
+    plain = batch(Caps())
+    assert keeper.holders({1}, [plain]) == set()
+    assert await keeper.begin(nothing, [(plain, KEY)] * 128, frozenset()) is None
+    await keeper.settle(nothing, None)
 
 
 def tally(*, used: set[int] | None = None, left: dict[str, int] | None = None, cut_off: bool = False) -> Tally:
