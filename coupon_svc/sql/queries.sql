@@ -55,7 +55,8 @@ VALUES (%(shard)s, %(coupon_id)s, %(user_id)s, %(balance)s, %(status)s, %(batch_
 
 -- name: bind_coupon
 -- Promises a locked unactivated coupon to a user; never a second time.
-UPDATE coupon_info SET bound_user_id = %(user_id)s, bound_coupon_id = %(bound_coupon_id)s, bound_by = %(bound_by)s
+UPDATE coupon_info FORCE INDEX (PRIMARY)
+SET bound_user_id = %(user_id)s, bound_coupon_id = %(bound_coupon_id)s, bound_by = %(bound_by)s
 WHERE shard = %(shard)s AND coupon_id = %(coupon_id)s AND bound_user_id IS NULL;
 
 -- name: lock_stored

@@ -12,7 +12,7 @@ GROUP BY 1;
 -- Blocks a locked batch for every use, for good, and moves the head of its chain on.
 UPDATE batch SET block_scope = 3, recall_state = 1, last_seq = %(last_seq)s, last_hash = %(last_hash)s,
   version = version + 1
-WHERE shard = %(shard)s AND batch_id = %(batch_id)s AND recall_state = 0;
+WHERE shard = %(shard)s AND batch_id = %(batch_id)s;
 
 -- name: insert_recall
 -- Notes a recall.
