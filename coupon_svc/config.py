@@ -73,6 +73,14 @@ class CouponConfig(ServiceConfig):
 
     hold_sweep_every_s: Annotated[float, Field(ge=0.1, le=3_600)] = 1.0
     """The leader's pause between two looks for holds whose time is over. They block nobody meanwhile."""
+    expiry_every_s: Annotated[float, Field(ge=0.05, le=86_400)] = 60.0
+    """About how often coupons whose period is over are swept; a use looks at the clock by itself."""
+
+    recall_every_s: Annotated[float, Field(ge=0.05, le=3_600)] = 1.0
+    """About how often recalled batches are looked for, and how soon coupons are voided."""
+
+    recall_settle_s: Annotated[float, Field(ge=0, le=3_600)] = 15.0
+    """The longest that issuing can be under way; a recall looks once more after that."""
 
     @field_validator("code_keyring", "audit_keyring")
     @classmethod

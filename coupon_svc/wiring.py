@@ -8,15 +8,22 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from coupon_svc.adapters.code_book import KeyedCodeBook
+from coupon_svc.adapters.mysql_accounts import MysqlAccounts
+from coupon_svc.adapters.mysql_caps import MysqlCaps
+from coupon_svc.adapters.mysql_expiry import MysqlDueCoupons
+from coupon_svc.adapters.mysql_recall import MysqlRecalls
 from coupon_svc.adapters.mysql_reservations import MysqlReservations
 from coupon_svc.adapters.mysql_store import MysqlStore
 from coupon_svc.adapters.risk_client import GrpcRiskGate
 from coupon_svc.app.activate import ActivateCoupon
 from coupon_svc.app.batches import BatchCache, Batches
 from coupon_svc.app.cancel import CancelReservation
+from coupon_svc.app.caps import CapKeeper
 from coupon_svc.app.confirm import ConfirmReservation
 from coupon_svc.app.consume import ConsumeCoupon, ConsumeLimits
 from coupon_svc.app.directory import CouponDirectory
+from coupon_svc.app.expiry import ExpirySweep
+from coupon_svc.app.freezing import Freezing
 from coupon_svc.app.hold_sweep import JOB as HOLD_SWEEP
 from coupon_svc.app.hold_sweep import HoldSweep
 from coupon_svc.app.import_codes import ImportCodes
@@ -24,8 +31,10 @@ from coupon_svc.app.issue import IssueCoupons
 from coupon_svc.app.minting import Mint
 from coupon_svc.app.purge import PurgeRecords
 from coupon_svc.app.reading import Reading
+from coupon_svc.app.recall import RecallBatch, RecallSweep
 from coupon_svc.app.reserve import ReserveCoupons
 from coupon_svc.app.reverse import ReverseTransaction
+from coupon_svc.app.sweeping import Sweeping
 from coupon_svc.config import CouponConfig
 from coupon_svc.servicer.batch_service import BatchServicer
 from coupon_svc.servicer.cashier_service import CashierServicer
@@ -98,9 +107,12 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
         batches = BatchCache(store, clock)
         directory = CouponDirectory(store, codes, risk, clock)
         stack.push_async_callback(directory.close)
+        timeout_s = config.mysql_timeout_ms / 1000
+        caps = CapKeeper(store, MysqlCaps(databases, timeout_s=timeout_s), clock)
         consume = ConsumeCoupon(
             store=store,
             batches=batches,
+            caps=caps,
             locks=locks,
             risk=risk,
             ids=ids,
@@ -125,6 +137,32 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
         )
         election = Election(zookeeper, config.zookeeper_root, HOLD_SWEEP, identity=config.listen)
         await stack.enter_async_context(_background(election.run(hold_sweep.run), name=HOLD_SWEEP))
+        recalls = MysqlRecalls(databases, timeout_s=timeout_s)
+        recall = RecallBatch(store=store, recalls=recalls, batches=batches, sign=sign, clock=clock)
+        swept = telemetry.counter("coupon_swept_total", "Coupons that a sweep ended, by sweep.", ["sweep"])
+        expiry_sweep = ExpirySweep(
+            store,
+            MysqlDueCoupons(databases, timeout_s=timeout_s),
+            sign,
+            clock,
+            observe=lambda coupons: swept.labels("expiry").inc(coupons),
+        )
+        recall_sweep = RecallSweep(
+            store=store,
+            recalls=recalls,
+            batches=batches,
+            sign=sign,
+            clock=clock,
+            settle_ms=round(config.recall_settle_s * 1000),
+            observe=lambda coupons: swept.labels("recall").inc(coupons),
+        )
+        for name, run_once, every_s in (
+            ("expiry", expiry_sweep.run_once, config.expiry_every_s),
+            ("recall", recall_sweep.run_once, config.recall_every_s),
+        ):
+            sweeping = Sweeping(store.databases, run_once, every_s=every_s)
+            election = Election(zookeeper, config.zookeeper_root, f"coupon-{name}", identity=config.listen)
+            await stack.enter_async_context(_background(election.run(sweeping.run), name=f"sweep-{name}"))
         calls = CallReader(config.trusted_context_clients)
         use_cases = CouponUseCases(
             directory=directory,
@@ -143,7 +181,6 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
                 clock=clock,
             ),
             consume=consume,
-            reading=Reading(store=store, directory=directory, batches=batches, codes=codes, clock=clock),
             reservations=ReservationUseCases(
                 reserve=ReserveCoupons(
                     store=reservations,
@@ -158,12 +195,22 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
                 cancel=CancelReservation(store=reservations, sign=sign, clock=clock),
                 reverse=ReverseTransaction(store=reservations, batches=batches, sign=sign, clock=clock),
             ),
+            reading=Reading(store=store, directory=directory, batches=batches, caps=caps, codes=codes, clock=clock),
+            freezing=Freezing(
+                store=store,
+                accounts=MysqlAccounts(),
+                directory=directory,
+                batches=batches,
+                codes=codes,
+                sign=sign,
+                clock=clock,
+            ),
         )
         yield [
             ServiceBinding(
                 full_name="couponmesh.coupon.v1.BatchService",
                 register=add_BatchServiceServicer_to_server,
-                servicer=BatchServicer(Batches(store, batches, ids, clock), calls),
+                servicer=BatchServicer(Batches(store, batches, ids, sign, clock), recall, calls),
             ),
             ServiceBinding(
                 full_name="couponmesh.coupon.v1.CouponService",

@@ -8,10 +8,10 @@ from decimal import Decimal
 from typing import Any
 
 from coupon_svc.app.ports import Binding, IndexedCode, StoredCoupon, TransactionRow
-from coupon_svc.domain.batch import Batch, BlockScope
+from coupon_svc.domain.batch import Batch, BlockScope, Caps, RecallState
 from coupon_svc.domain.coupon import Coupon, CouponStatus
 from coupon_svc.domain.hold import Hold, HoldState
-from coupon_svc.domain.journal import JournalKind, JournalRow, Origin
+from coupon_svc.domain.journal import ChainHead, JournalKind, JournalRow, Origin
 from coupon_svc.domain.order_lines import lines_from_json, lines_to_json
 from coupon_svc.domain.reservation import Reservation, ReservationState
 from coupon_svc.domain.times import month_of, utc_datetime
@@ -86,6 +86,9 @@ def batch(row: Row) -> Batch:
         code_length=row[5],
         block_scope=BlockScope(row[6]),
         create_time_ms=instant_ms(row[7]),
+        caps=Caps(uses_per_user=row[8], spend_cap_minor=row[9]),
+        recall=RecallState(row[10]),
+        head=ChainHead(row[11], row[12]),
     )
 
 
@@ -239,6 +242,7 @@ def journal(row: Row) -> JournalRow:
         key_id=row[21],
         prev_hash=row[22],
         hash=row[23],
+        reason=row[24],
     )
 
 
@@ -270,4 +274,5 @@ def journal_values(row: JournalRow) -> dict[str, object]:
         "key_id": row.key_id,
         "prev_hash": row.prev_hash,
         "hash": row.hash,
+        "reason": row.reason,
     }

@@ -13,12 +13,13 @@ from coupon_svc.app.ports import (
     RequestKey,
     StoredCoupon,
     TransactionRow,
+    Unit,
     VersionedUpdate,
 )
 from coupon_svc.domain.batch import Batch, BlockScope
 from coupon_svc.domain.coupon import Coupon
 from coupon_svc.domain.hold import Hold, HoldState
-from coupon_svc.domain.journal import JournalRow
+from coupon_svc.domain.journal import ChainHead, JournalRow
 from coupon_svc.domain.routing import id_shard
 from coupon_svc.domain.terms import Terms
 from coupon_svc.domain.times import month_of, utc_datetime
@@ -30,13 +31,17 @@ _DAY_MS = 86_400_000
 
 
 class MysqlUnit:
-    """Implements `Unit` on a meshkit transaction."""
+    """Implements `Unit` on a meshkit transaction.
+
+    Attributes:
+        tx: The transaction, for adapters whose statements belong into it.
+    """
 
     def __init__(
         self, tx: Transaction, queries: Mapping[str, str], epochs: Mapping[int, int], *, record_retention_days: int
     ) -> None:
         """`epochs` are those under which this process was told that it may write each shard."""
-        self._tx = tx
+        self.tx = self._tx = tx
         self._queries = queries
         self._epochs = epochs
         self._retention_ms = record_retention_days * _DAY_MS
@@ -179,6 +184,10 @@ class MysqlUnit:
                 "name": batch.name,
                 "total_quantity": batch.total_quantity,
                 "code_length": batch.code_length,
+                "uses_per_user": batch.caps.uses_per_user,
+                "spend_cap_minor": batch.caps.spend_cap_minor,
+                "last_seq": batch.head.seq,
+                "last_hash": batch.head.hash,
             },
         )
 
@@ -187,11 +196,17 @@ class MysqlUnit:
         row = await self._tx.fetch_one(self._queries["lock_batch"], {"shard": id_shard(batch_id), "batch_id": batch_id})
         return None if row is None else mysql_rows.batch(row)
 
-    async def set_block_scope(self, batch_id: str, scope: BlockScope) -> None:
+    async def set_block_scope(self, batch_id: str, scope: BlockScope, head: ChainHead) -> None:
         """See `Unit.set_block_scope`."""
         await self._tx.execute(
             self._queries["set_block_scope"],
-            {"shard": id_shard(batch_id), "batch_id": batch_id, "block_scope": int(scope)},
+            {
+                "shard": id_shard(batch_id),
+                "batch_id": batch_id,
+                "block_scope": int(scope),
+                "last_seq": head.seq,
+                "last_hash": head.hash,
+            },
         )
 
     async def drawn(self, batch_id: str, key: RequestKey) -> tuple[bytes, int] | None:
@@ -236,3 +251,10 @@ async def recorded(
         return {}
     rows = await tx.fetch_all(queries["recorded_requests"], {"keys": sorted(map(tuple, keys))})
     return {RequestKey(*row[:3]): Recorded(row[3], row[4]) for row in rows}
+
+
+def transaction_of(unit: Unit) -> Transaction:
+    """The transaction behind a unit of `MysqlStore`."""
+    if not isinstance(unit, MysqlUnit):
+        raise TypeError(f"{type(unit).__name__} is no unit of a MySQL store")
+    return unit.tx

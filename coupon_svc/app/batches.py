@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from coupon_svc.app.ports import Call, Clock, Ids, Store, Unit
 from coupon_svc.app.requests import run_once
-from coupon_svc.domain.batch import Batch, BlockScope
+from coupon_svc.domain.batch import Batch, BlockScope, Caps
+from coupon_svc.domain.journal import ChainHead, JournalKind, JournalRow, Origin, Sign, sealed
 from coupon_svc.domain.routing import home_shard, id_shard
 from coupon_svc.domain.terms import Terms, check_terms
 from meshkit.errors import MeshError
@@ -81,18 +82,49 @@ def _bounded(cache: dict[str, _Value]) -> dict[str, _Value]:
     return cache
 
 
+def batch_row(
+    batch: Batch, kind: JournalKind, scope: BlockScope, origin: Origin, sign: Sign, *, reason: str = ""
+) -> JournalRow:
+    """The next row of a batch's chain: what is blocked before and after stands in the place of the status."""
+    return sealed(
+        JournalRow(
+            shard=id_shard(batch.batch_id),
+            coupon_id=batch.batch_id,
+            seq=batch.head.seq + 1,
+            kind=kind,
+            status_before=batch.block_scope,
+            status_after=scope,
+            user_id=0,
+            origin=origin,
+            balance_after_minor=0,
+            reason=reason,
+            prev_hash=batch.head.hash,
+        ),
+        sign,
+    )
+
+
 class Batches:
     """Makes, shows and blocks batches."""
 
-    def __init__(self, store: Store, cache: BatchCache, ids: Ids, clock: Clock) -> None:
+    def __init__(self, store: Store, cache: BatchCache, ids: Ids, sign: Sign, clock: Clock) -> None:
         """All adapters arrive here."""
         self._store = store
         self._cache = cache
         self._ids = ids
+        self._sign = sign
         self._clock = clock
 
     async def create(
-        self, call: Call, *, name: str, terms: Terms, total_quantity: int | None, code_length: int, encode: Encode
+        self,
+        call: Call,
+        *,
+        name: str,
+        terms: Terms,
+        total_quantity: int | None,
+        code_length: int,
+        caps: Caps,
+        encode: Encode,
     ) -> bytes:
         """Makes a batch in the caller's home shard and gives the encoded reply.
 
@@ -113,8 +145,12 @@ class Batches:
                 code_length=code_length,
                 block_scope=BlockScope.NONE,
                 create_time_ms=now_ms,
+                caps=caps,
             )
+            row = batch_row(batch, JournalKind.BATCH_CREATED, BlockScope.NONE, call.origin(now_ms), self._sign)
+            batch = replace(batch, head=ChainHead.of(row))
             await unit.insert_batch(batch, terms)
+            await unit.append_journal([row])
             return encode(batch, terms)
 
         return await run_once(self._store, call.key(shard), call.request_hash, self._clock, work)
@@ -134,7 +170,7 @@ class Batches:
         """Changes what is blocked and gives the encoded reply.
 
         Raises:
-            MeshError: BATCH_NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
+            MeshError: BATCH_NOT_FOUND, BATCH_RECALLED, IDEMPOTENCY_KEY_REUSED.
         """
         _, terms = await self.get(batch_id)
 
@@ -142,7 +178,10 @@ class Batches:
             batch = await unit.lock_batch(batch_id)
             if batch is None:
                 raise MeshError("BATCH_NOT_FOUND", batch_id=batch_id)
-            await unit.set_block_scope(batch_id, scope)
+            batch.refuse_when_recalled()
+            row = batch_row(batch, JournalKind.BATCH_BLOCKED, scope, call.origin(self._clock()), self._sign)
+            await unit.set_block_scope(batch_id, scope, ChainHead.of(row))
+            await unit.append_journal([row])
             return encode(replace(batch, block_scope=scope), terms)
 
         response = await run_once(self._store, call.key(id_shard(batch_id)), call.request_hash, self._clock, work)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from coupon_svc.app.batches import BatchCache
+from coupon_svc.app.caps import CapKeeper, SliceShort, Tally
+from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.app.holds import without_stale_holds
 from coupon_svc.app.ports import (
     Call,
@@ -89,6 +91,7 @@ class ConsumeLimits:
 class _Effects:
     """What one run of a group writes, and what each of its requests will be answered."""
 
+    tally: Tally | None
     updates: dict[str, VersionedUpdate] = field(default_factory=dict)
     journal: list[JournalRow] = field(default_factory=list)
     transactions: list[TransactionRow] = field(default_factory=list)
@@ -113,6 +116,7 @@ class ConsumeCoupon:
         *,
         store: Store,
         batches: BatchCache,
+        caps: CapKeeper,
         locks: RedisLocks,
         risk: RiskGate,
         ids: Ids,
@@ -124,6 +128,7 @@ class ConsumeCoupon:
         """All adapters arrive here; `observe_group` is told the size of each group."""
         self._store = store
         self._batches = batches
+        self._caps = caps
         self._locks = locks
         self._risk = risk
         self._ids = ids
@@ -223,25 +228,32 @@ class ConsumeCoupon:
             await self._batches.terms(entry.item.facts.terms_id for entry in entries),
             fences,
         )
+        careful: frozenset[str] = frozenset()
         for run in range(MAX_RUNS):
             try:
                 async with self._store.unit(entries[0].item.facts.shard) as unit:
-                    effects = await self._apply(unit, entries, knowledge)
-            except (DuplicateKey, Deadlock, CommitOutcomeUnknown):
+                    effects = await self._apply(unit, entries, knowledge, careful)
+            except (DuplicateKey, Deadlock, CommitOutcomeUnknown, SliceShort) as error:
                 if run == MAX_RUNS - 1:
                     raise
+                if isinstance(error, SliceShort):
+                    careful |= await self._caps.refill(error, knowledge.batches)
                 continue
             for entry, answer in effects.answers:
                 _answer(entry, answer)
             return
 
-    async def _apply(self, unit: Unit, entries: Sequence[_Entry], knowledge: _Knowledge) -> _Effects:
-        moved = await unit.fence({entry.item.facts.shard for entry in entries})
+    async def _apply(
+        self, unit: Unit, entries: Sequence[_Entry], knowledge: _Knowledge, careful: frozenset[str]
+    ) -> _Effects:
+        shards = {entry.item.facts.shard for entry in entries}
+        moved = await unit.fence(shards | self._caps.holders(shards, knowledge.batches.values()))
         frozen = await unit.frozen_accounts({(entry.item.facts.shard, entry.item.facts.user_id) for entry in entries})
         locked = await unit.lock_coupons({(entry.item.facts.shard, entry.item.facts.coupon_id) for entry in entries})
         # The second look, under the row locks: whoever committed this request before is visible now.
         recorded = dict(await unit.recorded(list({entry.item.key for entry in entries})))
-        effects = _Effects()
+        tally = await self._caps.begin(unit, [_use(entry.item, knowledge) for entry in entries], careful)
+        effects = _Effects(tally)
         now_ms = self._clock()
         coupons = await without_stale_holds(unit, locked, now_ms)
         for entry in entries:
@@ -264,6 +276,7 @@ class ConsumeCoupon:
             recorded[key] = record
             effects.answers.append((entry, record.response))
         if effects.records:
+            await self._caps.settle(unit, tally)
             await unit.update_coupons(list(effects.updates.values()))
             await unit.append_journal(effects.journal)
             await unit.insert_transactions(effects.transactions)
@@ -271,11 +284,17 @@ class ConsumeCoupon:
         return effects
 
     def _consume_one(
-        self, pending: _Pending, coupon: Coupon, knowledge: _Knowledge, now_ms: int, effects: _Effects
+        self,
+        pending: _Pending,
+        coupon: Coupon,
+        knowledge: _Knowledge,
+        now_ms: int,
+        effects: _Effects,
     ) -> Coupon:
         command = pending.command
         terms = knowledge.terms[coupon.terms_id]
-        knowledge.batches[coupon.batch_id].refuse_when_blocked(BlockScope.CONSUME)
+        batch, use = _use(pending, knowledge)
+        batch.refuse_when_blocked(BlockScope.CONSUME)
         spent = spend(coupon, terms, merchant_id=command.merchant_id, amount_minor=command.amount_minor, now_ms=now_ms)
         row = TransactionRow(
             shard=coupon.shard,
@@ -292,6 +311,8 @@ class ConsumeCoupon:
             request_id=command.call.request_id,
             consume_time_ms=now_ms,
         )
+        if effects.tally is not None:
+            effects.tally.take(batch, use, deduction_minor=row.deduction_minor, transaction_id=row.transaction_id)
         journal = sealed(
             JournalRow(
                 shard=coupon.shard,
@@ -346,6 +367,11 @@ def _refuse_held(facts: CouponFacts, moved: set[int], frozen: set[tuple[int, int
         raise MeshError("SHARD_MOVED", shard=str(facts.shard))
     if (facts.shard, facts.user_id) in frozen:
         raise MeshError("ACCOUNT_FROZEN", user_id=str(facts.user_id))
+
+
+def _use(pending: _Pending, knowledge: _Knowledge) -> tuple[Batch, UseKey]:
+    facts = pending.facts
+    return knowledge.batches[facts.batch_id], UseKey(facts.shard, facts.user_id, facts.batch_id)
 
 
 def _question(pending: _Pending) -> RiskQuestion:

@@ -22,7 +22,6 @@ from coupon_svc.app.requests import refuse_moved, replay, run_once
 from coupon_svc.domain.batch import Batch, BlockScope
 from coupon_svc.domain.journal import JournalKind
 from coupon_svc.domain.routing import home_shard, id_shard, mac_shard, user_shard
-from coupon_svc.domain.times import format_utc
 from meshkit.errors import MeshError
 from meshkit.mysql_errors import DuplicateKey
 
@@ -119,8 +118,7 @@ class ImportCodes:
         batch.refuse_when_blocked(BlockScope.CLAIM)
         terms = await self._batches.terms_of(batch)
         now_ms = self._clock()
-        if now_ms >= terms.expires_at_ms:
-            raise MeshError("COUPON_EXPIRED", batch_id=batch.batch_id, expires_at=format_utc(terms.expires_at_ms))
+        terms.refuse_when_over(batch_id=batch.batch_id, now_ms=now_ms)
         users = {(user_shard(line.user_id), line.user_id) for line in lines if line.user_id}
         for group in self._by_database(users, lambda user: user[0]):
             for _, user_id in await self._store.ensure_accounts(set(group), now_ms):

@@ -13,7 +13,6 @@ from coupon_svc.app.requests import refuse_moved, run_once
 from coupon_svc.domain.batch import Batch, BlockScope
 from coupon_svc.domain.journal import JournalKind
 from coupon_svc.domain.routing import SHARDS, id_shard, spread_shard, user_shard
-from coupon_svc.domain.times import format_utc
 from meshkit.errors import MeshError
 
 # At most 300,000 live codes of 8 characters per deployment, so that a guess hits one in 10^5; counted per shard.
@@ -40,7 +39,7 @@ async def draw_from_batch(store: Store, call: Call, batch: Batch, quantity: int,
     """Takes `quantity` from the batch's total, once per request, before anything is issued: never oversold.
 
     Raises:
-        MeshError: BATCH_EXHAUSTED, IDEMPOTENCY_KEY_REUSED.
+        MeshError: BATCH_BLOCKED, BATCH_RECALLED, BATCH_EXHAUSTED, IDEMPOTENCY_KEY_REUSED.
     """
     shard = id_shard(batch.batch_id)
     key = call.key(shard)
@@ -54,6 +53,8 @@ async def draw_from_batch(store: Store, call: Call, batch: Batch, quantity: int,
             if earlier[0] != call.request_hash:
                 raise MeshError("IDEMPOTENCY_KEY_REUSED", request_id=call.request_id)
             return
+        # The batch may have been blocked since it was read; whoever blocks it waits for this draw, or is seen here.
+        current.refuse_when_blocked(BlockScope.CLAIM)
         if current.total_quantity is not None:
             left = current.total_quantity - current.issued_quantity
             if quantity > left:
@@ -106,8 +107,7 @@ class IssueCoupons:
         batch.refuse_when_blocked(BlockScope.CLAIM)
         terms = await self._batches.terms_of(batch)
         now_ms = self._clock()
-        if now_ms >= terms.expires_at_ms:
-            raise MeshError("COUPON_EXPIRED", batch_id=batch.batch_id, expires_at=format_utc(terms.expires_at_ms))
+        terms.refuse_when_over(batch_id=batch.batch_id, now_ms=now_ms)
         if user_id is not None and await self._store.ensure_accounts({(shard, user_id)}, now_ms):
             raise MeshError("ACCOUNT_FROZEN", user_id=str(user_id))
 

@@ -65,7 +65,7 @@ class Mint:
             terms_id=terms_id,
             status=status,
             balance_minor=terms.opening_balance_minor,
-            expires_at_ms=terms.expires_at_ms,
+            expires_at_ms=terms.expiry_ms(origin.time_ms if user_id else None),
             version=1,
             last_hash=opening.hash,
         )

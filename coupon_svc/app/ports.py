@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from coupon_svc.domain.batch import Batch, BlockScope
 from coupon_svc.domain.coupon import Coupon, CouponStatus
 from coupon_svc.domain.hold import Hold
-from coupon_svc.domain.journal import JournalRow, Origin
+from coupon_svc.domain.journal import ChainHead, JournalRow, Origin
 from coupon_svc.domain.terms import Terms
 
 # Milliseconds since 1970 UTC.
@@ -212,8 +212,8 @@ class Unit(Protocol):
     async def lock_batch(self, batch_id: str) -> Batch | None:
         """Locks one batch."""
 
-    async def set_block_scope(self, batch_id: str, scope: BlockScope) -> None:
-        """Changes what is blocked."""
+    async def set_block_scope(self, batch_id: str, scope: BlockScope, head: ChainHead) -> None:
+        """Changes what is blocked of a locked batch, and the head of its chain."""
 
     async def drawn(self, batch_id: str, key: RequestKey) -> tuple[bytes, int] | None:
         """(request_hash, quantity) that this request drew before."""

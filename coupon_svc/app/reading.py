@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from coupon_svc.app.batches import BatchCache
+from coupon_svc.app.caps import CapKeeper
+from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.app.directory import CouponDirectory
 from coupon_svc.app.holds import without_stale_holds
 from coupon_svc.app.ports import (
@@ -99,6 +101,7 @@ class Reading:
         store: Store,
         directory: CouponDirectory,
         batches: BatchCache,
+        caps: CapKeeper,
         codes: CodeBook,
         clock: Clock,
     ) -> None:
@@ -106,6 +109,7 @@ class Reading:
         self._store = store
         self._directory = directory
         self._batches = batches
+        self._caps = caps
         self._codes = codes
         self._clock = clock
 
@@ -159,6 +163,8 @@ class Reading:
                 amount_minor=amount_minor,
                 now_ms=self._clock(),
             )
+            use = UseKey(facts.shard, facts.user_id, facts.batch_id)
+            await self._caps.preview(batch, use, spent.deduction_minor)
         except MeshError as refusal:
             return Validation(view, refusal.reason, 0, amount_minor)
         return Validation(view, "", spent.deduction_minor, spent.payable_minor)

@@ -26,6 +26,10 @@ class Units(Protocol[_Unit_co]):
         """See `Store.unit`."""
 
 
+class _TwinWasFaster(Exception):
+    """Another run of the same request committed while this one waited for a lock."""
+
+
 def replay(recorded: Recorded, key: RequestKey, request_hash: bytes) -> bytes:
     """The recorded response, byte for byte.
 
@@ -72,9 +76,15 @@ async def run_once(
                 if recorded is not None:
                     return replay(recorded, key, request_hash)
                 await refuse_moved(unit, {key.shard})
-                response = await work(unit)
+                try:
+                    response = await work(unit)
+                except MeshError as refusal:
+                    # The second look, under the locks: what refuses may be the twin's own doing.
+                    if await unit.recorded([key]):
+                        raise _TwinWasFaster from refusal
+                    raise
                 await unit.record([(key, Recorded(request_hash, response))], clock())
-        except (DuplicateKey, Deadlock, CommitOutcomeUnknown):
+        except (DuplicateKey, Deadlock, CommitOutcomeUnknown, _TwinWasFaster):
             continue
         return response
     raise MeshError("UNAVAILABLE", part="mysql")

@@ -111,6 +111,32 @@ def move(coupon: Coupon, status: CouponStatus) -> Coupon:
     return replace(coupon, status=status)
 
 
+def freeze(coupon: Coupon, *, now_ms: int) -> Coupon:
+    """The coupon, frozen.
+
+    Raises:
+        MeshError: STATUS_TRANSITION_REFUSED unless it is activated and not expired.
+    """
+    return move(replace(coupon, status=coupon.status_at(now_ms)), CouponStatus.FROZEN)
+
+
+def unfreeze(coupon: Coupon, *, now_ms: int) -> Coupon:
+    """The coupon as it was before it was frozen: nothing but its status changed then.
+
+    Raises:
+        MeshError: STATUS_TRANSITION_REFUSED unless it is frozen and not expired.
+    """
+    status = coupon.status_at(now_ms)
+    if status is not CouponStatus.FROZEN:
+        raise MeshError("STATUS_TRANSITION_REFUSED", **{"from": status.name, "to": CouponStatus.ACTIVATED.name})
+    return move(coupon, CouponStatus.ACTIVATED)
+
+
+def end(coupon: Coupon) -> Coupon:
+    """The coupon expired or voided; what a gift card holds stays in its balance, for a refund to come."""
+    return move(coupon, CouponStatus.EXPIRED)
+
+
 def check_usable(coupon: Coupon, terms: Terms, *, now_ms: int) -> None:
     """Refuses a coupon that is not in a usable state or outside its period.
 

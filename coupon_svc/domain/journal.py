@@ -1,4 +1,4 @@
-"""The journal of a coupon: rows chained by a keyed hash."""
+"""The journal: rows chained by a keyed hash, one chain per coupon, batch and account."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-# What the first row of a coupon is chained to.
+# What the first row of a chain is chained to.
 FIRST_HASH = bytes(32)
 
 
@@ -21,6 +21,21 @@ class JournalKind(IntEnum):
     HELD = 6
     HOLD_RELEASED = 7
     REVERSED = 8
+    FROZEN = 11
+    UNFROZEN = 12
+    EXPIRED = 13
+    RECALLED = 14
+    BATCH_CREATED = 20
+    BATCH_BLOCKED = 21
+    BATCH_RECALLED = 22
+    ACCOUNT_FROZEN = 30
+    ACCOUNT_UNFROZEN = 31
+
+
+# Rows of these kinds are chained by batch_id, and their status is the batch's block scope.
+BATCH_KINDS = frozenset({JournalKind.BATCH_CREATED, JournalKind.BATCH_BLOCKED, JournalKind.BATCH_RECALLED})
+# Rows of these kinds are chained by `account_chain`, and their status is the account's.
+ACCOUNT_KINDS = frozenset({JournalKind.ACCOUNT_FROZEN, JournalKind.ACCOUNT_UNFROZEN})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +50,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalRow:
-    """One state change. `seq` is the coupon's version afterwards; amounts are fen, `amount_minor` is signed."""
+    """One state change; amounts are fen, `amount_minor` is signed.
+
+    `seq` counts the rows of a chain from 1; a coupon's version follows it. `coupon_id` names the chain: a coupon, or
+    what the kind says (ADR 12).
+    """
 
     shard: int
     coupon_id: str
@@ -55,12 +74,16 @@ class JournalRow:
     original_transaction_id: str | None = None
     settlement_held: bool = False
     lock_fence: int | None = None
+    reason: str = ""
     prev_hash: bytes
     key_id: str = ""
     hash: bytes = b""
 
     def chained_bytes(self) -> bytes:
-        """What the hash covers: all fields but the hash and its key, each with its length, in a fixed order."""
+        """What the hash covers: all fields but the hash and its key, each with its length, in a fixed order.
+
+        A reason stands last and only where there is one, so that rows from before there were any keep their hash.
+        """
         fields = (
             self.shard,
             self.coupon_id,
@@ -84,8 +107,30 @@ class JournalRow:
             self.origin.trace_id,
             self.origin.time_ms,
             self.prev_hash.hex(),
+            *([self.reason] if self.reason else []),
         )
         return "".join(f"{len(text)}:{text}" for text in map(str, fields)).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class ChainHead:
+    """The end of a chain: the number and the hash of its last row."""
+
+    seq: int = 0
+    hash: bytes = FIRST_HASH
+
+    @classmethod
+    def of(cls, row: JournalRow) -> ChainHead:
+        """The head once `row` is the last."""
+        return cls(row.seq, row.hash)
+
+
+NEW_CHAIN = ChainHead()
+
+
+def account_chain(user_id: int) -> str:
+    """Names an account's chain: "U" and 19 digits, so that it routes itself as an id does."""
+    return f"U{user_id:019d}"
 
 
 # Given bytes, answers the id of the audit key and the 32-byte HMAC under it.

@@ -8,6 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from coupon_svc.domain.money import discounted_minor, format_yuan
+from coupon_svc.domain.times import NEVER_MS, day_start_ms, format_utc
 from meshkit.errors import MeshError
 
 DEFAULT_TIME_ZONE = "Asia/Shanghai"
@@ -70,18 +71,53 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What one batch promises. The period is [valid_from_ms, expires_at_ms), in milliseconds since 1970 UTC."""
+    """What one batch promises. The period is [valid_from_ms, expires_at_ms), in milliseconds since 1970 UTC.
+
+    With `days_after_claim` a coupon's own period may end earlier, and `expires_at_ms` may be None: see `expiry_ms`.
+    """
 
     kind: Kind
-    expires_at_ms: int
+    expires_at_ms: int | None
     valid_from_ms: int | None = None
     time_zone: str = DEFAULT_TIME_ZONE
     merchant_ids: frozenset[str] = field(default_factory=frozenset)
+    days_after_claim: int | None = None
 
     @property
     def opening_balance_minor(self) -> int:
         """The balance of a new coupon: that of a gift card, zero for every other kind."""
         return self.kind.balance_minor if isinstance(self.kind, GiftCard) else 0
+
+    @property
+    def most_minor(self) -> int | None:
+        """The most that one coupon takes apart from a balance, in fen; None when nothing bounds it."""
+        kind = self.kind
+        if isinstance(kind, Discount):
+            return kind.max_deduction_minor
+        if isinstance(kind, Threshold):
+            return kind.reduce_minor
+        return kind.face_value_minor if isinstance(kind, CashVoucher) else 0
+
+    def expiry_ms(self, claim_ms: int | None) -> int:
+        """When a coupon of these terms is expired; `claim_ms` is when its user got it, None for one without a user.
+
+        Days are counted in the batch's zone: the coupon lasts through the day of the claim (or of `valid_from_ms` when
+        that is later) and `days_after_claim` days after it. NEVER_MS while nothing ends the period yet.
+        """
+        ends = [NEVER_MS if self.expires_at_ms is None else self.expires_at_ms]
+        if self.days_after_claim is not None and claim_ms is not None:
+            first_ms = max(claim_ms, self.valid_from_ms or claim_ms)
+            ends.append(day_start_ms(first_ms, self.time_zone, self.days_after_claim + 1))
+        return min(ends)
+
+    def refuse_when_over(self, *, batch_id: str, now_ms: int) -> None:
+        """Refuses to give away what is expired at once.
+
+        Raises:
+            MeshError: COUPON_EXPIRED.
+        """
+        if self.expires_at_ms is not None and now_ms >= self.expires_at_ms:
+            raise MeshError("COUPON_EXPIRED", batch_id=batch_id, expires_at=format_utc(self.expires_at_ms))
 
     def to_json(self) -> str:
         """The stored form; the same terms always give the same text."""
@@ -93,6 +129,7 @@ class Terms:
                 "valid_from_ms": self.valid_from_ms,
                 "time_zone": self.time_zone,
                 "merchant_ids": sorted(self.merchant_ids),
+                "days_after_claim": self.days_after_claim,
             },
             sort_keys=True,
             separators=(",", ":"),
@@ -113,9 +150,12 @@ def check_terms(terms: Terms, *, now_ms: int) -> None:
     Raises:
         MeshError: BATCH_TERMS_INVALID with the `problem`.
     """
-    if terms.expires_at_ms <= now_ms:
+    ends_ms = terms.expires_at_ms
+    if ends_ms is None and terms.days_after_claim is None:
+        raise MeshError("BATCH_TERMS_INVALID", problem="expires_at or days_after_claim must be given")
+    if ends_ms is not None and ends_ms <= now_ms:
         raise MeshError("BATCH_TERMS_INVALID", problem="expires_at is in the past")
-    if terms.valid_from_ms is not None and terms.valid_from_ms >= terms.expires_at_ms:
+    if ends_ms is not None and terms.valid_from_ms is not None and terms.valid_from_ms >= ends_ms:
         raise MeshError("BATCH_TERMS_INVALID", problem="valid_from must be before expires_at")
     try:
         ZoneInfo(terms.time_zone)

@@ -7,9 +7,11 @@ from typing import Any
 import grpc
 
 from coupon_svc.app.batches import Batches
+from coupon_svc.app.recall import RecallBatch
 from coupon_svc.domain.batch import Batch, BlockScope
 from coupon_svc.domain.terms import Terms
-from coupon_svc.servicer.requests import CallReader, terms_from
+from coupon_svc.servicer.recall import RecallRpcs
+from coupon_svc.servicer.requests import CallReader, caps_from, terms_from
 from coupon_svc.servicer.responses import batch_message
 from couponmesh.coupon.v1 import batch_service_pb2 as pb
 from couponmesh.coupon.v1.batch_service_pb2_grpc import BatchServiceServicer
@@ -17,12 +19,13 @@ from couponmesh.coupon.v1.batch_service_pb2_grpc import BatchServiceServicer
 DEFAULT_CODE_LENGTH = 12
 
 
-class BatchServicer(BatchServiceServicer):
+class BatchServicer(RecallRpcs, BatchServiceServicer):
     """Batches and their terms."""
 
-    def __init__(self, batches: Batches, calls: CallReader) -> None:
-        """One use case, all RPCs."""
+    def __init__(self, batches: Batches, recall: RecallBatch, calls: CallReader) -> None:
+        """All use cases arrive here."""
         self._batches = batches
+        self._recall = recall
         self._calls = calls
 
     async def CreateBatch(
@@ -37,6 +40,7 @@ class BatchServicer(BatchServiceServicer):
             terms=terms_from(request.terms),
             total_quantity=request.total_quantity if request.HasField("total_quantity") else None,
             code_length=request.code_length or DEFAULT_CODE_LENGTH,
+            caps=caps_from(request.caps),
             encode=_created,
         )
         return pb.CreateBatchResponse.FromString(response)
@@ -45,7 +49,8 @@ class BatchServicer(BatchServiceServicer):
         self, request: pb.GetBatchRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.GetBatchResponse:
         """See the contract."""
-        return pb.GetBatchResponse(batch=batch_message(*await self._batches.get(request.batch_id)))
+        batch, terms = await self._batches.get(request.batch_id)
+        return pb.GetBatchResponse(batch=batch_message(batch, terms, await self._recall.progress(batch)))
 
     async def BlockBatch(
         self,

@@ -11,12 +11,14 @@ import grpc
 from coupon_svc.app.activate import ActivateCommand, ActivateCoupon
 from coupon_svc.app.consume import ConsumeCommand, ConsumeCoupon
 from coupon_svc.app.directory import CouponDirectory
+from coupon_svc.app.freezing import Freezing
 from coupon_svc.app.import_codes import ImportCodes, ImportLine
 from coupon_svc.app.issue import IssueCoupons
 from coupon_svc.app.ports import StoredCoupon
 from coupon_svc.app.reading import CouponView, Page, Reading, mask
 from coupon_svc.domain.terms import Terms
 from coupon_svc.servicer import responses
+from coupon_svc.servicer.freeze import FreezeRpcs
 from coupon_svc.servicer.requests import CallReader, amount_minor
 from coupon_svc.servicer.reservations import ReservationServicer, ReservationUseCases
 from couponmesh.coupon.v1 import coupon_service_pb2 as pb
@@ -40,9 +42,10 @@ class CouponUseCases:
     consume: ConsumeCoupon
     reading: Reading
     reservations: ReservationUseCases
+    freezing: Freezing
 
 
-class CouponServicer(ReservationServicer, CouponServiceServicer):
+class CouponServicer(ReservationServicer, FreezeRpcs, CouponServiceServicer):
     """Coupons over their life."""
 
     def __init__(self, use_cases: CouponUseCases, calls: CallReader) -> None:
@@ -50,6 +53,7 @@ class CouponServicer(ReservationServicer, CouponServiceServicer):
         ReservationServicer.__init__(self, use_cases.directory, use_cases.reservations, calls)
         self._do = use_cases
         self._calls = calls
+        self._freezing = use_cases.freezing
 
     async def IssueCoupons(self, request: pb.IssueCouponsRequest, context: _Context) -> pb.IssueCouponsResponse:
         """See the contract."""

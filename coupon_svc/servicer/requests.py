@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from coupon_svc.app.ports import Call, Client
+from coupon_svc.domain.batch import Caps
 from coupon_svc.domain.money import positive_minor, rate_e4_from_text
 from coupon_svc.domain.terms import DEFAULT_TIME_ZONE, CashVoucher, Discount, GiftCard, Kind, Terms, Threshold
 from couponmesh.coupon.v1 import batch_pb2
@@ -76,10 +77,23 @@ def terms_from(message: batch_pb2.BatchTerms) -> Terms:
     """
     return Terms(
         kind=_kind_from(message),
-        expires_at_ms=_instant_ms(message.expires_at, "expires_at"),
+        expires_at_ms=_instant_ms(message.expires_at, "expires_at") if message.HasField("expires_at") else None,
         valid_from_ms=_instant_ms(message.valid_from, "valid_from") if message.HasField("valid_from") else None,
         time_zone=message.time_zone or DEFAULT_TIME_ZONE,
         merchant_ids=frozenset(message.merchant_ids),
+        days_after_claim=message.days_after_claim if message.HasField("days_after_claim") else None,
+    )
+
+
+def caps_from(message: batch_pb2.BatchCaps) -> Caps:
+    """The caps of a batch.
+
+    Raises:
+        MeshError: CURRENCY_NOT_SUPPORTED or AMOUNT_*.
+    """
+    return Caps(
+        uses_per_user=message.uses_per_user if message.HasField("uses_per_user") else None,
+        spend_cap_minor=amount_minor(message.spend_cap, "caps.spend_cap") if message.HasField("spend_cap") else None,
     )
 
 

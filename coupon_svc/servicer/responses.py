@@ -6,11 +6,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from coupon_svc.app.ports import Consumption, TransactionRow
 from coupon_svc.app.reading import CouponView
-from coupon_svc.domain.batch import Batch
-from coupon_svc.domain.journal import JournalRow
+from coupon_svc.app.recall_ports import Recall
+from coupon_svc.domain.account import Account
+from coupon_svc.domain.batch import Batch, Caps, Stake
+from coupon_svc.domain.journal import ACCOUNT_KINDS, BATCH_KINDS, JournalRow
 from coupon_svc.domain.money import CURRENCY
 from coupon_svc.domain.terms import CashVoucher, Discount, Terms, Threshold
-from couponmesh.coupon.v1 import batch_pb2, cashier_service_pb2, coupon_pb2, coupon_service_pb2
+from coupon_svc.domain.times import NEVER_MS
+from couponmesh.coupon.v1 import batch_pb2, cashier_service_pb2, coupon_pb2, coupon_service_pb2, freeze_pb2
 from couponmesh.type.v1 import money_pb2
 
 
@@ -27,10 +30,12 @@ def timestamp(instant_ms: int) -> Timestamp:
 def terms_message(terms: Terms) -> batch_pb2.BatchTerms:
     """Terms as BatchTerms."""
     message = batch_pb2.BatchTerms(
-        expires_at=timestamp(terms.expires_at_ms),
         time_zone=terms.time_zone,
         merchant_ids=sorted(terms.merchant_ids),
+        days_after_claim=terms.days_after_claim,
     )
+    if terms.expires_at_ms is not None:
+        message.expires_at.CopyFrom(timestamp(terms.expires_at_ms))
     if terms.valid_from_ms is not None:
         message.valid_from.CopyFrom(timestamp(terms.valid_from_ms))
     kind = terms.kind
@@ -52,9 +57,9 @@ def terms_message(terms: Terms) -> batch_pb2.BatchTerms:
     return message
 
 
-def batch_message(batch: Batch, terms: Terms) -> batch_pb2.Batch:
+def batch_message(batch: Batch, terms: Terms, recall: Recall | None = None) -> batch_pb2.Batch:
     """A batch as Batch."""
-    return batch_pb2.Batch(
+    message = batch_pb2.Batch(
         batch_id=batch.batch_id,
         name=batch.name,
         terms=terms_message(terms),
@@ -63,6 +68,47 @@ def batch_message(batch: Batch, terms: Terms) -> batch_pb2.Batch:
         code_length=batch.code_length,
         block_scope=batch_pb2.BlockScope.ValueType(int(batch.block_scope)),
         create_time=timestamp(batch.create_time_ms),
+    )
+    if batch.caps:
+        message.caps.CopyFrom(_caps_message(batch.caps))
+    if recall is not None:
+        message.recall.CopyFrom(_recall_message(batch, recall))
+    return message
+
+
+def stake_message(stake: Stake) -> batch_pb2.RecallStake:
+    """A stake as RecallStake."""
+    return batch_pb2.RecallStake(coupons=stake.coupons, money=money(stake.money_minor), unbounded=stake.unbounded)
+
+
+def _caps_message(caps: Caps) -> batch_pb2.BatchCaps:
+    message = batch_pb2.BatchCaps(uses_per_user=caps.uses_per_user)
+    if caps.spend_cap_minor is not None:
+        message.spend_cap.CopyFrom(money(caps.spend_cap_minor))
+    return message
+
+
+def _recall_message(batch: Batch, recall: Recall) -> batch_pb2.BatchRecall:
+    message = batch_pb2.BatchRecall(
+        state=batch_pb2.BatchRecallState.ValueType(int(batch.recall)),
+        reason=recall.reason,
+        stake=stake_message(recall.stake),
+        voided=stake_message(recall.voided),
+        start_time=timestamp(recall.origin.time_ms),
+    )
+    if recall.finish_time_ms is not None:
+        message.finish_time.CopyFrom(timestamp(recall.finish_time_ms))
+    return message
+
+
+def account_message(account: Account) -> freeze_pb2.Account:
+    """An account as Account."""
+    return freeze_pb2.Account(
+        user_id=account.user_id,
+        status=freeze_pb2.AccountStatus.ValueType(int(account.status)),
+        reason=account.reason,
+        version=account.head.seq,
+        update_time=timestamp(account.update_time_ms),
     )
 
 
@@ -84,6 +130,8 @@ def coupon_message(view: CouponView) -> coupon_pb2.Coupon:
     )
     if coupon.hold_expires_at_ms is not None:
         message.held_until.CopyFrom(timestamp(coupon.hold_expires_at_ms))
+    if coupon.expires_at_ms < NEVER_MS:
+        message.expires_at.CopyFrom(timestamp(coupon.expires_at_ms))
     return message
 
 
@@ -111,12 +159,15 @@ def transaction_message(row: TransactionRow) -> coupon_pb2.Transaction:
 
 def audit_event_message(row: JournalRow) -> coupon_pb2.AuditEvent:
     """A journal row as AuditEvent."""
+    of_coupon = row.kind not in BATCH_KINDS | ACCOUNT_KINDS
     return coupon_pb2.AuditEvent(
         coupon_id=row.coupon_id,
         seq=row.seq,
         kind=coupon_pb2.AuditKind.ValueType(int(row.kind)),
-        status_before=coupon_pb2.CouponStatus.ValueType(row.status_before),
-        status_after=coupon_pb2.CouponStatus.ValueType(row.status_after),
+        status_before=coupon_pb2.CouponStatus.ValueType(row.status_before if of_coupon else 0),
+        status_after=coupon_pb2.CouponStatus.ValueType(row.status_after if of_coupon else 0),
+        block_scope=batch_pb2.BlockScope.ValueType(row.status_after if row.kind in BATCH_KINDS else 0),
+        reason=row.reason,
         order_amount=money(row.order_amount_minor),
         deduction=money(row.deduction_minor),
         balance_after=money(row.balance_after_minor),

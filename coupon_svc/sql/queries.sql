@@ -56,7 +56,8 @@ VALUES (%(shard)s, %(coupon_id)s, %(user_id)s, %(balance)s, %(status)s, %(batch_
 
 -- name: bind_coupon
 -- Promises a locked unactivated coupon to a user; never a second time.
-UPDATE coupon_info SET bound_user_id = %(user_id)s, bound_coupon_id = %(bound_coupon_id)s, bound_by = %(bound_by)s
+UPDATE coupon_info FORCE INDEX (PRIMARY)
+SET bound_user_id = %(user_id)s, bound_coupon_id = %(bound_coupon_id)s, bound_by = %(bound_by)s
 WHERE shard = %(shard)s AND coupon_id = %(coupon_id)s AND bound_user_id IS NULL;
 
 -- name: lock_stored
@@ -88,11 +89,12 @@ FROM coupon_info FORCE INDEX (PRIMARY) WHERE (shard, coupon_id) IN %(keys)s;
 -- Appends journal rows.
 INSERT INTO coupon_journal (shard, coupon_id, seq, month, kind, status_before, status_after, user_id, merchant_id,
   order_id, amount_minor, order_amount_minor, deduction_minor, balance_after_minor, transaction_id,
-  original_transaction_id, settlement_held, lock_fence, caller, request_id, trace_id, event_time, key_id, prev_hash, hash)
+  original_transaction_id, settlement_held, lock_fence, caller, request_id, trace_id, event_time, key_id, prev_hash, hash,
+  reason)
 VALUES (%(shard)s, %(coupon_id)s, %(seq)s, %(month)s, %(kind)s, %(status_before)s, %(status_after)s, %(user_id)s,
   %(merchant_id)s, %(order_id)s, %(amount_minor)s, %(order_amount_minor)s, %(deduction_minor)s,
   %(balance_after_minor)s, %(transaction_id)s, %(original_transaction_id)s, %(settlement_held)s, %(lock_fence)s,
-  %(caller)s, %(request_id)s, %(trace_id)s, %(event_time)s, %(key_id)s, %(prev_hash)s, %(hash)s);
+  %(caller)s, %(request_id)s, %(trace_id)s, %(event_time)s, %(key_id)s, %(prev_hash)s, %(hash)s, %(reason)s);
 
 -- name: insert_outbox
 -- Appends what is to be published: pointers at journal rows.
@@ -103,7 +105,7 @@ VALUES (%(shard)s, %(coupon_id)s, %(seq)s, %(month)s, %(create_time)s);
 -- A coupon's journal, oldest first.
 SELECT shard, coupon_id, seq, kind, status_before, status_after, user_id, merchant_id, order_id, amount_minor,
   order_amount_minor, deduction_minor, balance_after_minor, transaction_id, original_transaction_id, settlement_held,
-  lock_fence, caller, request_id, trace_id, event_time, key_id, prev_hash, hash
+  lock_fence, caller, request_id, trace_id, event_time, key_id, prev_hash, hash, reason
 FROM coupon_journal WHERE shard = %(shard)s AND coupon_id = %(coupon_id)s AND seq > %(above_seq)s
 ORDER BY seq LIMIT %(limit)s;
 
@@ -185,22 +187,25 @@ SELECT terms FROM coupon_terms WHERE shard = %(shard)s AND terms_id = %(terms_id
 -- name: insert_batch
 -- Adds a batch.
 INSERT INTO batch (shard, batch_id, terms_id, name, total_quantity, issued_quantity, code_length, block_scope, version,
-  create_time)
-VALUES (%(shard)s, %(batch_id)s, %(terms_id)s, %(name)s, %(total_quantity)s, 0, %(code_length)s, 0, 1, %(create_time)s);
+  create_time, uses_per_user, spend_cap_minor, last_seq, last_hash)
+VALUES (%(shard)s, %(batch_id)s, %(terms_id)s, %(name)s, %(total_quantity)s, 0, %(code_length)s, 0, 1, %(create_time)s,
+  %(uses_per_user)s, %(spend_cap_minor)s, %(last_seq)s, %(last_hash)s);
 
 -- name: get_batch
 -- One batch, without locks.
-SELECT batch_id, terms_id, name, total_quantity, issued_quantity, code_length, block_scope, create_time
+SELECT batch_id, terms_id, name, total_quantity, issued_quantity, code_length, block_scope, create_time, uses_per_user,
+  spend_cap_minor, recall_state, last_seq, last_hash
 FROM batch WHERE shard = %(shard)s AND batch_id = %(batch_id)s;
 
 -- name: lock_batch
 -- Locks one batch.
-SELECT batch_id, terms_id, name, total_quantity, issued_quantity, code_length, block_scope, create_time
+SELECT batch_id, terms_id, name, total_quantity, issued_quantity, code_length, block_scope, create_time, uses_per_user,
+  spend_cap_minor, recall_state, last_seq, last_hash
 FROM batch WHERE shard = %(shard)s AND batch_id = %(batch_id)s FOR UPDATE;
 
 -- name: set_block_scope
--- Changes what is blocked.
-UPDATE batch SET block_scope = %(block_scope)s, version = version + 1
+-- Changes what is blocked of a locked batch, and moves the head of its chain on.
+UPDATE batch SET block_scope = %(block_scope)s, last_seq = %(last_seq)s, last_hash = %(last_hash)s, version = version + 1
 WHERE shard = %(shard)s AND batch_id = %(batch_id)s;
 
 -- name: get_draw

@@ -163,7 +163,7 @@ async def scripted_services(port: int = 0) -> AsyncIterator[ScriptedServices]:
     await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     cashier_service_pb2_grpc.add_CashierServiceServicer_to_server(_Cashier(services), server)
-    batch_service_pb2_grpc.add_BatchServiceServicer_to_server(_Batches(services), server)
+    batch_service_pb2_grpc.add_BatchServiceServicer_to_server(_Batches(services), server)  # type: ignore[abstract]
     coupon_service_pb2_grpc.add_CouponServiceServicer_to_server(_Coupons(services), server)  # type: ignore[abstract]
     risk_service_pb2_grpc.add_RiskServiceServicer_to_server(_Risk(services), server)
     services.port = server.add_insecure_port(f"127.0.0.1:{port}")

@@ -130,7 +130,7 @@ class Books:
         columns = _QUERIES["journal"].partition("WHERE")[0]
         return [
             mysql_rows.journal((*row[:20], _utc(row[20]), *row[21:]))
-            for row in self.rows(int(coupon_id), f"{columns} WHERE coupon_id = %s ORDER BY seq", coupon_id)
+            for row in self.rows(int(coupon_id[-19:]), f"{columns} WHERE coupon_id = %s ORDER BY seq", coupon_id)
         ]
 
     def transactions(self, coupon_id: str) -> list[tuple[Any, ...]]:
@@ -166,16 +166,15 @@ class Books:
 
     # --- agreeing ---
 
+    def sign(self, data: bytes) -> tuple[str, bytes]:
+        """As the service signs journal rows."""
+        return self._audit.mac("coupon-journal", data)
+
     def assert_agree(self, coupon_id: str) -> list[JournalRow]:
         """The coupon, its journal, its transactions and its outbox tell the same story; gives the journal."""
-        coupon, journal = self.coupon(coupon_id), self.journal(coupon_id)
-        assert [row.seq for row in journal] == [*range(1, coupon.version + 1)], "the journal has no gap"
-        before = FIRST_HASH
-        for row in journal:
-            assert row.prev_hash == before, f"row {row.seq} is chained to the row before it"
-            assert self._audit.mac("coupon-journal", row.chained_bytes()) == (row.key_id, row.hash), "its hash holds"
-            before = row.hash
-        assert coupon.last_hash == before, "the coupon holds the head of the chain"
+        coupon, journal = self.coupon(coupon_id), self.assert_chained(coupon_id)
+        assert len(journal) == coupon.version
+        assert coupon.last_hash == journal[-1].hash, "the coupon holds the head of the chain"
         assert journal[-1].status_after == coupon.status
         assert journal[-1].balance_after_minor == coupon.balance * 100
         assert sum(row.amount_minor for row in journal) == coupon.balance * 100
@@ -183,7 +182,18 @@ class Books:
         assert sorted((row.transaction_id, row.deduction_minor, row.balance_after_minor) for row in consumed) == sorted(
             (row[0], row[2], row[3]) for row in self.transactions(coupon_id)
         )
-        published = self.rows(int(coupon_id), "SELECT seq FROM outbox WHERE coupon_id = %s ORDER BY seq", coupon_id)
+        return journal
+
+    def assert_chained(self, chain: str) -> list[JournalRow]:
+        """The journal of a coupon, a batch or an account has no gap, its hashes hold, and its events are to go out."""
+        journal = self.journal(chain)
+        assert [row.seq for row in journal] == [*range(1, len(journal) + 1)], "the journal has no gap"
+        before = FIRST_HASH
+        for row in journal:
+            assert row.prev_hash == before, f"row {row.seq} is chained to the row before it"
+            assert self.sign(row.chained_bytes()) == (row.key_id, row.hash), "its hash holds"
+            before = row.hash
+        published = self.rows(int(chain[-19:]), "SELECT seq FROM outbox WHERE coupon_id = %s ORDER BY seq", chain)
         assert [seq for (seq,) in published] == [row.seq for row in journal]
         return journal
 

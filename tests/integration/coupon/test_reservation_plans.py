@@ -18,7 +18,7 @@ KEYS = [(shard, f"till-{shard}", f"r-{number}") for shard in (3, 4) for number i
 COUPONS = [(shard, f"{number:019d}", 1) for shard in (3, 4) for number in (5, 50)]
 
 # For each statement its parameters, the index it is to use, and about how many rows it may look at.
-STATEMENTS = {
+STATEMENTS: dict[str, tuple[dict[str, object], str, int | None]] = {
     "get_reservation": (dict(zip(("shard", "caller", "reservation_id"), KEYS[0], strict=True)), "PRIMARY", 1),
     "lock_reservations": ({"keys": KEYS}, "PRIMARY", 8),
     "owners_of_reservations": ({"keys": KEYS}, "PRIMARY", 8),
@@ -36,8 +36,9 @@ FILL = (
     "INSERT INTO coupon_hold SELECT n % 128, CONCAT('till-', n % 128), CONCAT('r-', n DIV 128), 0, "
     "LPAD(n DIV 128, 19, '0'), 1 + n % 3, 100, 10, 10, NULL, '2030-01-01' "
     "FROM (SELECT seq AS n FROM seq_1_to_{rows}) numbers",
-    "INSERT INTO coupon_transaction SELECT n % 128, CONCAT('TX', n), LPAD(n, 19, '0'), n, 'm', CONCAT('o-', n), 10, "
-    "10, 0, 0, CONCAT('till-', n % 128), CONCAT('q-', n DIV 128), '2026-01-01', '', NULL "
+    "INSERT INTO coupon_transaction (shard, transaction_id, coupon_id, user_id, merchant_id, order_id, amount_minor, "
+    "deduction_minor, balance_after_minor, settlement_held, caller, request_id, consume_time) SELECT n % 128, CONCAT('TX', n), LPAD(n, 19, '0'), n, 'm', CONCAT('o-', n), 10, "
+    "10, 0, 0, CONCAT('till-', n % 128), CONCAT('q-', n DIV 128), '2026-01-01' "
     "FROM (SELECT seq AS n FROM seq_1_to_{rows}) numbers",
     "ANALYZE TABLE reservation, coupon_hold, coupon_transaction",
 )

@@ -21,6 +21,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _BatchRecallState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BatchRecallStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchRecallState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BATCH_RECALL_STATE_UNSPECIFIED: _BatchRecallState.ValueType  # 0
+    """Not recalled."""
+    BATCH_RECALL_STATE_RUNNING: _BatchRecallState.ValueType  # 1
+    """Blocked for every use; coupons are being voided."""
+    BATCH_RECALL_STATE_DONE: _BatchRecallState.ValueType  # 2
+    """Every unused coupon is voided."""
+
+class BatchRecallState(_BatchRecallState, metaclass=_BatchRecallStateEnumTypeWrapper):
+    """How far a recall is. The numbers are those of batch.recall_state."""
+
+BATCH_RECALL_STATE_UNSPECIFIED: BatchRecallState.ValueType  # 0
+"""Not recalled."""
+BATCH_RECALL_STATE_RUNNING: BatchRecallState.ValueType  # 1
+"""Blocked for every use; coupons are being voided."""
+BATCH_RECALL_STATE_DONE: BatchRecallState.ValueType  # 2
+"""Every unused coupon is voided."""
+Global___BatchRecallState: _TypeAlias = BatchRecallState  # noqa: Y015
+
 class _BlockScope:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -63,6 +87,8 @@ class Batch(_message.Message):
     CODE_LENGTH_FIELD_NUMBER: _builtins.int
     BLOCK_SCOPE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CAPS_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """Routes itself: the id carries the shard that holds the batch."""
     name: _builtins.str
@@ -83,6 +109,14 @@ class Batch(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the batch was made."""
 
+    @_builtins.property
+    def caps(self) -> Global___BatchCaps:
+        """Limits over all coupons of the batch; absent means none."""
+
+    @_builtins.property
+    def recall(self) -> Global___BatchRecall:
+        """How far the recall is; absent when the batch is not recalled."""
+
     def __init__(
         self,
         *,
@@ -94,16 +128,142 @@ class Batch(_message.Message):
         code_length: _builtins.int = ...,
         block_scope: Global___BlockScope.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        caps: Global___BatchCaps | None = ...,
+        recall: Global___BatchRecall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_quantity", b"_total_quantity", "create_time", b"create_time", "terms", b"terms", "total_quantity", b"total_quantity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_quantity", b"_total_quantity", "caps", b"caps", "create_time", b"create_time", "recall", b"recall", "terms", b"terms", "total_quantity", b"total_quantity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_quantity", b"_total_quantity", "batch_id", b"batch_id", "block_scope", b"block_scope", "code_length", b"code_length", "create_time", b"create_time", "issued_quantity", b"issued_quantity", "name", b"name", "terms", b"terms", "total_quantity", b"total_quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_quantity", b"_total_quantity", "batch_id", b"batch_id", "block_scope", b"block_scope", "caps", b"caps", "code_length", b"code_length", "create_time", b"create_time", "issued_quantity", b"issued_quantity", "name", b"name", "recall", b"recall", "terms", b"terms", "total_quantity", b"total_quantity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__total_quantity: _TypeAlias = _typing.Literal["total_quantity"]  # noqa: Y015
     _WhichOneofArgType__total_quantity: _TypeAlias = _typing.Literal["_total_quantity", b"_total_quantity"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__total_quantity) -> _WhichOneofReturnType__total_quantity | None: ...
 
 Global___Batch: _TypeAlias = Batch  # noqa: Y015
+
+@_typing.final
+class BatchCaps(_message.Message):
+    """Limits over all coupons of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USES_PER_USER_FIELD_NUMBER: _builtins.int
+    SPEND_CAP_FIELD_NUMBER: _builtins.int
+    uses_per_user: _builtins.int
+    """How often one user may consume coupons of the batch; absent means without
+    limit. Each spend from a gift card counts.
+    """
+    @_builtins.property
+    def spend_cap(self) -> _money_pb2.Money:
+        """The most that all coupons of the batch may take in sum; absent means
+        without limit. It is never exceeded. A deduction that does not fit whole
+        is refused, possibly a little early when almost nothing is left: each
+        database holds a slice of the cap.
+        """
+
+    def __init__(
+        self,
+        *,
+        uses_per_user: _builtins.int | None = ...,
+        spend_cap: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_uses_per_user", b"_uses_per_user", "spend_cap", b"spend_cap", "uses_per_user", b"uses_per_user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_uses_per_user", b"_uses_per_user", "spend_cap", b"spend_cap", "uses_per_user", b"uses_per_user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__uses_per_user: _TypeAlias = _typing.Literal["uses_per_user"]  # noqa: Y015
+    _WhichOneofArgType__uses_per_user: _TypeAlias = _typing.Literal["_uses_per_user", b"_uses_per_user"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__uses_per_user) -> _WhichOneofReturnType__uses_per_user | None: ...
+
+Global___BatchCaps: _TypeAlias = BatchCaps  # noqa: Y015
+
+@_typing.final
+class BatchRecall(_message.Message):
+    """The recall of a batch that was made by mistake."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STAKE_FIELD_NUMBER: _builtins.int
+    VOIDED_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    FINISH_TIME_FIELD_NUMBER: _builtins.int
+    state: Global___BatchRecallState.ValueType
+    """Whether coupons are still being voided."""
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def stake(self) -> Global___RecallStake:
+        """What it set out to void."""
+
+    @_builtins.property
+    def voided(self) -> Global___RecallStake:
+        """What it has voided so far. Less than the stake when some were consumed or
+        expired meanwhile.
+        """
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def finish_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last coupon was voided; absent while it goes on."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___BatchRecallState.ValueType = ...,
+        reason: _builtins.str = ...,
+        stake: Global___RecallStake | None = ...,
+        voided: Global___RecallStake | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        finish_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finish_time", b"finish_time", "stake", b"stake", "start_time", b"start_time", "voided", b"voided"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_time", b"finish_time", "reason", b"reason", "stake", b"stake", "start_time", b"start_time", "state", b"state", "voided", b"voided"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRecall: _TypeAlias = BatchRecall  # noqa: Y015
+
+@_typing.final
+class RecallStake(_message.Message):
+    """Unused coupons and the most they could still take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUPONS_FIELD_NUMBER: _builtins.int
+    MONEY_FIELD_NUMBER: _builtins.int
+    UNBOUNDED_FIELD_NUMBER: _builtins.int
+    coupons: _builtins.int
+    """How many coupons."""
+    unbounded: _builtins.bool
+    """True for discounts without a cap: no figure bounds what they take, and
+    money is zero.
+    """
+    @_builtins.property
+    def money(self) -> _money_pb2.Money:
+        """What they could take at most: balances of gift cards, face values,
+        reductions, caps of discounts.
+        """
+
+    def __init__(
+        self,
+        *,
+        coupons: _builtins.int = ...,
+        money: _money_pb2.Money | None = ...,
+        unbounded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["money", b"money"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coupons", b"coupons", "money", b"money", "unbounded", b"unbounded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecallStake: _TypeAlias = RecallStake  # noqa: Y015
 
 @_typing.final
 class BatchTerms(_message.Message):
@@ -121,8 +281,17 @@ class BatchTerms(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     MERCHANT_IDS_FIELD_NUMBER: _builtins.int
+    DAYS_AFTER_CLAIM_FIELD_NUMBER: _builtins.int
     time_zone: _builtins.str
     """IANA zone in which days are counted; "Asia/Shanghai" when empty."""
+    days_after_claim: _builtins.int
+    """The coupon can be used on the rest of the day on which its user got it and
+    on this many days after it, days of time_zone; it is expired when the next
+    day starts. 0 means that day only. A claim before valid_from counts from
+    the day of valid_from. With expires_at as well, the earlier end holds.
+    Example: 7, got on 11 August at 10:00 in Shanghai: expired from 19 August
+    00:00 on, which is 2025-08-18T16:00:00Z.
+    """
     @_builtins.property
     def discount(self) -> Global___DiscountTerms:
         """折扣券: a rate off the order."""
@@ -145,7 +314,9 @@ class BatchTerms(_message.Message):
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """First moment at which the coupon is expired, UTC."""
+        """First moment at which the coupon is expired, UTC; absent only with
+        days_after_claim. After it nothing is issued or activated either.
+        """
 
     @_builtins.property
     def merchant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -164,13 +335,19 @@ class BatchTerms(_message.Message):
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         time_zone: _builtins.str = ...,
         merchant_ids: _abc.Iterable[_builtins.str] | None = ...,
+        days_after_claim: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cash_voucher", b"cash_voucher", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "threshold", b"threshold", "valid_from", b"valid_from"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim", "cash_voucher", b"cash_voucher", "days_after_claim", b"days_after_claim", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "threshold", b"threshold", "valid_from", b"valid_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cash_voucher", b"cash_voucher", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "merchant_ids", b"merchant_ids", "threshold", b"threshold", "time_zone", b"time_zone", "valid_from", b"valid_from"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim", "cash_voucher", b"cash_voucher", "days_after_claim", b"days_after_claim", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "merchant_ids", b"merchant_ids", "threshold", b"threshold", "time_zone", b"time_zone", "valid_from", b"valid_from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__days_after_claim: _TypeAlias = _typing.Literal["days_after_claim"]  # noqa: Y015
+    _WhichOneofArgType__days_after_claim: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim"]  # noqa: Y015
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["discount", "threshold", "cash_voucher", "gift_card"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__days_after_claim) -> _WhichOneofReturnType__days_after_claim | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___BatchTerms: _TypeAlias = BatchTerms  # noqa: Y015

@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from couponmesh.coupon.v1 import batch_pb2 as couponmesh_dot_coupon_dot_v1_dot_batch__pb2
+from couponmesh.coupon.v1 import recall_pb2 as couponmesh_dot_coupon_dot_v1_dot_recall__pb2
 from couponmesh.type.v1 import access_pb2 as couponmesh_dot_type_dot_v1_dot_access__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(couponmesh/coupon/v1/batch_service.proto\x12\x14\x63ouponmesh.coupon.v1\x1a\x1b\x62uf/validate/validate.proto\x1a couponmesh/coupon/v1/batch.proto\x1a\x1f\x63ouponmesh/type/v1/access.proto\x1a\x1cgoogle/api/annotations.proto\"\xf2\x01\n\x12\x43reateBatchRequest\x12(\n\nrequest_id\x18\x01 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{1,64}$\x12\x18\n\x04name\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x37\n\x05terms\x18\x03 \x01(\x0b\x32 .couponmesh.coupon.v1.BatchTermsB\x06\xbaH\x03\xc8\x01\x01\x12*\n\x0etotal_quantity\x18\x04 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\x94\xeb\xdc\x03(\x01H\x00\x88\x01\x01\x12 \n\x0b\x63ode_length\x18\x05 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x30\x00\x30\x08\x30\x0c\x42\x11\n\x0f_total_quantity\"A\n\x13\x43reateBatchResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.couponmesh.coupon.v1.Batch\"7\n\x0fGetBatchRequest\x12$\n\x08\x62\x61tch_id\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{19}$\">\n\x10GetBatchResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.couponmesh.coupon.v1.Batch\"\xa4\x01\n\x11\x42lockBatchRequest\x12(\n\nrequest_id\x18\x01 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{1,64}$\x12$\n\x08\x62\x61tch_id\x18\x02 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{19}$\x12?\n\x0b\x62lock_scope\x18\x03 \x01(\x0e\x32 .couponmesh.coupon.v1.BlockScopeB\x08\xbaH\x05\x82\x01\x02\x10\x01\"@\n\x12\x42lockBatchResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.couponmesh.coupon.v1.Batch2\xca\x03\n\x0c\x42\x61tchService\x12\x86\x01\n\x0b\x43reateBatch\x12(.couponmesh.coupon.v1.CreateBatchRequest\x1a).couponmesh.coupon.v1.CreateBatchResponse\"\"\xaa\xbb\x18\x04\n\x02\x08\x03\x82\xd3\xe4\x93\x02\x14\"\x0f/api/v1/batches:\x01*\x12\x95\x01\n\x08GetBatch\x12%.couponmesh.coupon.v1.GetBatchRequest\x1a&.couponmesh.coupon.v1.GetBatchResponse\":\xaa\xbb\x18\x14\n\x02\x08\x03\n\x02\x08\x04\n\x02\x08\x05\n\x02\x08\x06\n\x02\x08\x07\x82\xd3\xe4\x93\x02\x1c\x12\x1a/api/v1/batches/{batch_id}\x12\x98\x01\n\nBlockBatch\x12\'.couponmesh.coupon.v1.BlockBatchRequest\x1a(.couponmesh.coupon.v1.BlockBatchResponse\"7\xaa\xbb\x18\x08\n\x02\x08\x03\n\x02\x08\x05\x82\xd3\xe4\x93\x02%\" /api/v1/batches/{batch_id}:block:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(couponmesh/coupon/v1/batch_service.proto\x12\x14\x63ouponmesh.coupon.v1\x1a\x1b\x62uf/validate/validate.proto\x1a couponmesh/coupon/v1/batch.proto\x1a!couponmesh/coupon/v1/recall.proto\x1a\x1f\x63ouponmesh/type/v1/access.proto\x1a\x1cgoogle/api/annotations.proto\"\xa1\x02\n\x12\x43reateBatchRequest\x12(\n\nrequest_id\x18\x01 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{1,64}$\x12\x18\n\x04name\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x37\n\x05terms\x18\x03 \x01(\x0b\x32 .couponmesh.coupon.v1.BatchTermsB\x06\xbaH\x03\xc8\x01\x01\x12*\n\x0etotal_quantity\x18\x04 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\x94\xeb\xdc\x03(\x01H\x00\x88\x01\x01\x12 \n\x0b\x63ode_length\x18\x05 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x30\x00\x30\x08\x30\x0c\x12-\n\x04\x63\x61ps\x18\x06 \x01(\x0b\x32\x1f.couponmesh.coupon.v1.BatchCapsB\x11\n\x0f_total_quantity\"A\n\x13\x43reateBatchResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.couponmesh.coupon.v1.Batch\"7\n\x0fGetBatchRequest\x12$\n\x08\x62\x61tch_id\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{19}$\">\n\x10GetBatchResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.couponmesh.coupon.v1.Batch\"\xa4\x01\n\x11\x42lockBatchRequest\x12(\n\nrequest_id\x18\x01 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{1,64}$\x12$\n\x08\x62\x61tch_id\x18\x02 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{19}$\x12?\n\x0b\x62lock_scope\x18\x03 \x01(\x0e\x32 .couponmesh.coupon.v1.BlockScopeB\x08\xbaH\x05\x82\x01\x02\x10\x01\"@\n\x12\x42lockBatchResponse\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.couponmesh.coupon.v1.Batch2\xe5\x04\n\x0c\x42\x61tchService\x12\x86\x01\n\x0b\x43reateBatch\x12(.couponmesh.coupon.v1.CreateBatchRequest\x1a).couponmesh.coupon.v1.CreateBatchResponse\"\"\xaa\xbb\x18\x04\n\x02\x08\x03\x82\xd3\xe4\x93\x02\x14\"\x0f/api/v1/batches:\x01*\x12\x95\x01\n\x08GetBatch\x12%.couponmesh.coupon.v1.GetBatchRequest\x1a&.couponmesh.coupon.v1.GetBatchResponse\":\xaa\xbb\x18\x14\n\x02\x08\x03\n\x02\x08\x04\n\x02\x08\x05\n\x02\x08\x06\n\x02\x08\x07\x82\xd3\xe4\x93\x02\x1c\x12\x1a/api/v1/batches/{batch_id}\x12\x98\x01\n\nBlockBatch\x12\'.couponmesh.coupon.v1.BlockBatchRequest\x1a(.couponmesh.coupon.v1.BlockBatchResponse\"7\xaa\xbb\x18\x08\n\x02\x08\x03\n\x02\x08\x05\x82\xd3\xe4\x93\x02%\" /api/v1/batches/{batch_id}:block:\x01*\x12\x98\x01\n\x0bRecallBatch\x12(.couponmesh.coupon.v1.RecallBatchRequest\x1a).couponmesh.coupon.v1.RecallBatchResponse\"4\xaa\xbb\x18\x04\n\x02\x08\x03\x82\xd3\xe4\x93\x02&\"!/api/v1/batches/{batch_id}:recall:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,18 +60,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHSERVICE'].methods_by_name['GetBatch']._serialized_options = b'\252\273\030\024\n\002\010\003\n\002\010\004\n\002\010\005\n\002\010\006\n\002\010\007\202\323\344\223\002\034\022\032/api/v1/batches/{batch_id}'
   _globals['_BATCHSERVICE'].methods_by_name['BlockBatch']._loaded_options = None
   _globals['_BATCHSERVICE'].methods_by_name['BlockBatch']._serialized_options = b'\252\273\030\010\n\002\010\003\n\002\010\005\202\323\344\223\002%\" /api/v1/batches/{batch_id}:block:\001*'
-  _globals['_CREATEBATCHREQUEST']._serialized_start=193
-  _globals['_CREATEBATCHREQUEST']._serialized_end=435
-  _globals['_CREATEBATCHRESPONSE']._serialized_start=437
-  _globals['_CREATEBATCHRESPONSE']._serialized_end=502
-  _globals['_GETBATCHREQUEST']._serialized_start=504
-  _globals['_GETBATCHREQUEST']._serialized_end=559
-  _globals['_GETBATCHRESPONSE']._serialized_start=561
-  _globals['_GETBATCHRESPONSE']._serialized_end=623
-  _globals['_BLOCKBATCHREQUEST']._serialized_start=626
-  _globals['_BLOCKBATCHREQUEST']._serialized_end=790
-  _globals['_BLOCKBATCHRESPONSE']._serialized_start=792
-  _globals['_BLOCKBATCHRESPONSE']._serialized_end=856
-  _globals['_BATCHSERVICE']._serialized_start=859
-  _globals['_BATCHSERVICE']._serialized_end=1317
+  _globals['_BATCHSERVICE'].methods_by_name['RecallBatch']._loaded_options = None
+  _globals['_BATCHSERVICE'].methods_by_name['RecallBatch']._serialized_options = b'\252\273\030\004\n\002\010\003\202\323\344\223\002&\"!/api/v1/batches/{batch_id}:recall:\001*'
+  _globals['_CREATEBATCHREQUEST']._serialized_start=228
+  _globals['_CREATEBATCHREQUEST']._serialized_end=517
+  _globals['_CREATEBATCHRESPONSE']._serialized_start=519
+  _globals['_CREATEBATCHRESPONSE']._serialized_end=584
+  _globals['_GETBATCHREQUEST']._serialized_start=586
+  _globals['_GETBATCHREQUEST']._serialized_end=641
+  _globals['_GETBATCHRESPONSE']._serialized_start=643
+  _globals['_GETBATCHRESPONSE']._serialized_end=705
+  _globals['_BLOCKBATCHREQUEST']._serialized_start=708
+  _globals['_BLOCKBATCHREQUEST']._serialized_end=872
+  _globals['_BLOCKBATCHRESPONSE']._serialized_start=874
+  _globals['_BLOCKBATCHRESPONSE']._serialized_end=938
+  _globals['_BATCHSERVICE']._serialized_start=941
+  _globals['_BATCHSERVICE']._serialized_end=1554
 # @@protoc_insertion_point(module_scope)

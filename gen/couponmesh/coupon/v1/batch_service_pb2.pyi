@@ -28,6 +28,7 @@ class CreateBatchRequest(_message.Message):
     TERMS_FIELD_NUMBER: _builtins.int
     TOTAL_QUANTITY_FIELD_NUMBER: _builtins.int
     CODE_LENGTH_FIELD_NUMBER: _builtins.int
+    CAPS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call repeatable (AIP-155); 1 to 64 visible ASCII characters."""
     name: _builtins.str
@@ -40,6 +41,10 @@ class CreateBatchRequest(_message.Message):
     def terms(self) -> _batch_pb2.BatchTerms:
         """What each coupon is worth and when."""
 
+    @_builtins.property
+    def caps(self) -> _batch_pb2.BatchCaps:
+        """Limits over all coupons of the batch; absent means none."""
+
     def __init__(
         self,
         *,
@@ -48,10 +53,11 @@ class CreateBatchRequest(_message.Message):
         terms: _batch_pb2.BatchTerms | None = ...,
         total_quantity: _builtins.int | None = ...,
         code_length: _builtins.int = ...,
+        caps: _batch_pb2.BatchCaps | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_quantity", b"_total_quantity", "terms", b"terms", "total_quantity", b"total_quantity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total_quantity", b"_total_quantity", "caps", b"caps", "terms", b"terms", "total_quantity", b"total_quantity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_quantity", b"_total_quantity", "code_length", b"code_length", "name", b"name", "request_id", b"request_id", "terms", b"terms", "total_quantity", b"total_quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total_quantity", b"_total_quantity", "caps", b"caps", "code_length", b"code_length", "name", b"name", "request_id", b"request_id", "terms", b"terms", "total_quantity", b"total_quantity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__total_quantity: _TypeAlias = _typing.Literal["total_quantity"]  # noqa: Y015
     _WhichOneofArgType__total_quantity: _TypeAlias = _typing.Literal["_total_quantity", b"_total_quantity"]  # noqa: Y015

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from couponmesh.coupon.v1 import batch_service_pb2 as couponmesh_dot_coupon_dot_v1_dot_batch__service__pb2
+from couponmesh.coupon.v1 import recall_pb2 as couponmesh_dot_coupon_dot_v1_dot_recall__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -50,6 +51,11 @@ class BatchServiceStub:
                 request_serializer=couponmesh_dot_coupon_dot_v1_dot_batch__service__pb2.BlockBatchRequest.SerializeToString,
                 response_deserializer=couponmesh_dot_coupon_dot_v1_dot_batch__service__pb2.BlockBatchResponse.FromString,
                 _registered_method=True)
+        self.RecallBatch = channel.unary_unary(
+                '/couponmesh.coupon.v1.BatchService/RecallBatch',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_recall__pb2.RecallBatchRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_recall__pb2.RecallBatchResponse.FromString,
+                _registered_method=True)
 
 
 class BatchServiceServicer:
@@ -78,7 +84,21 @@ class BatchServiceServicer:
     def BlockBatch(self, request, context):
         """Blocks or unblocks uses of a batch. Every process obeys within one second.
 
-        Errors: BATCH_NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
+        Errors: BATCH_NOT_FOUND, BATCH_RECALLED (its blocks can't be lifted),
+        IDEMPOTENCY_KEY_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecallBatch(self, request, context):
+        """Recalls a batch that was made by mistake. Without expected_stake it only
+        shows what is at stake. With it, the batch is blocked for every use within
+        one second, for good, and its unused coupons are voided in the background:
+        they end as EXPIRED, journaled RECALLED. GetBatch shows the progress.
+
+        Errors: BATCH_NOT_FOUND, RECALL_STAKE_CHANGED, BATCH_RECALLED (already),
+        CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +121,11 @@ def add_BatchServiceServicer_to_server(servicer, server):
                     servicer.BlockBatch,
                     request_deserializer=couponmesh_dot_coupon_dot_v1_dot_batch__service__pb2.BlockBatchRequest.FromString,
                     response_serializer=couponmesh_dot_coupon_dot_v1_dot_batch__service__pb2.BlockBatchResponse.SerializeToString,
+            ),
+            'RecallBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecallBatch,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_recall__pb2.RecallBatchRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_recall__pb2.RecallBatchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -185,6 +210,33 @@ class BatchService:
             '/couponmesh.coupon.v1.BatchService/BlockBatch',
             couponmesh_dot_coupon_dot_v1_dot_batch__service__pb2.BlockBatchRequest.SerializeToString,
             couponmesh_dot_coupon_dot_v1_dot_batch__service__pb2.BlockBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecallBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.BatchService/RecallBatch',
+            couponmesh_dot_coupon_dot_v1_dot_recall__pb2.RecallBatchRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_recall__pb2.RecallBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

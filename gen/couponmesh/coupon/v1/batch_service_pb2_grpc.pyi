@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from couponmesh.coupon.v1 import batch_service_pb2 as _batch_service_pb2
+from couponmesh.coupon.v1 import recall_pb2 as _recall_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 
@@ -30,7 +31,17 @@ class BatchServiceStub:
     BlockBatch: _aio.UnaryUnaryMultiCallable[_batch_service_pb2.BlockBatchRequest, _batch_service_pb2.BlockBatchResponse]
     """Blocks or unblocks uses of a batch. Every process obeys within one second.
 
-    Errors: BATCH_NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
+    Errors: BATCH_NOT_FOUND, BATCH_RECALLED (its blocks can't be lifted),
+    IDEMPOTENCY_KEY_REUSED.
+    """
+    RecallBatch: _aio.UnaryUnaryMultiCallable[_recall_pb2.RecallBatchRequest, _recall_pb2.RecallBatchResponse]
+    """Recalls a batch that was made by mistake. Without expected_stake it only
+    shows what is at stake. With it, the batch is blocked for every use within
+    one second, for good, and its unused coupons are voided in the background:
+    they end as EXPIRED, journaled RECALLED. GetBatch shows the progress.
+
+    Errors: BATCH_NOT_FOUND, RECALL_STAKE_CHANGED, BATCH_RECALLED (already),
+    CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED.
     """
 
 class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -67,7 +78,23 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_batch_service_pb2.BlockBatchResponse]:
         """Blocks or unblocks uses of a batch. Every process obeys within one second.
 
-        Errors: BATCH_NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
+        Errors: BATCH_NOT_FOUND, BATCH_RECALLED (its blocks can't be lifted),
+        IDEMPOTENCY_KEY_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def RecallBatch(
+        self,
+        request: _recall_pb2.RecallBatchRequest,
+        context: _aio.ServicerContext[_recall_pb2.RecallBatchRequest, _abc.Awaitable[_recall_pb2.RecallBatchResponse]],
+    ) -> _abc.Awaitable[_recall_pb2.RecallBatchResponse]:
+        """Recalls a batch that was made by mistake. Without expected_stake it only
+        shows what is at stake. With it, the batch is blocked for every use within
+        one second, for good, and its unused coupons are voided in the background:
+        they end as EXPIRED, journaled RECALLED. GetBatch shows the progress.
+
+        Errors: BATCH_NOT_FOUND, RECALL_STAKE_CHANGED, BATCH_RECALLED (already),
+        CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED.
         """
 
 def add_BatchServiceServicer_to_server(servicer: BatchServiceServicer, server: _aio.Server) -> None: ...

@@ -84,6 +84,24 @@ class _AuditKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditKind.V
     """A hold, or what a confirmation left of it, was given up."""
     AUDIT_KIND_REVERSED: _AuditKind.ValueType  # 8
     """A consumption was given back by ReverseTransaction: `deduction` is negative."""
+    AUDIT_KIND_FROZEN: _AuditKind.ValueType  # 11
+    """The coupon was frozen."""
+    AUDIT_KIND_UNFROZEN: _AuditKind.ValueType  # 12
+    """The coupon was unfrozen."""
+    AUDIT_KIND_EXPIRED: _AuditKind.ValueType  # 13
+    """The coupon's period was over; what a gift card held stays noted."""
+    AUDIT_KIND_RECALLED: _AuditKind.ValueType  # 14
+    """The coupon was voided with its batch; what a gift card held stays noted."""
+    AUDIT_KIND_BATCH_CREATED: _AuditKind.ValueType  # 20
+    """A batch was made."""
+    AUDIT_KIND_BATCH_BLOCKED: _AuditKind.ValueType  # 21
+    """What is blocked of a batch was changed."""
+    AUDIT_KIND_BATCH_RECALLED: _AuditKind.ValueType  # 22
+    """A batch was recalled: blocked for good, its unused coupons to be voided."""
+    AUDIT_KIND_ACCOUNT_FROZEN: _AuditKind.ValueType  # 30
+    """A user's account was frozen."""
+    AUDIT_KIND_ACCOUNT_UNFROZEN: _AuditKind.ValueType  # 31
+    """A user's account was unfrozen."""
 
 class AuditKind(_AuditKind, metaclass=_AuditKindEnumTypeWrapper):
     """What a journal row records."""
@@ -106,6 +124,24 @@ AUDIT_KIND_HOLD_RELEASED: AuditKind.ValueType  # 7
 """A hold, or what a confirmation left of it, was given up."""
 AUDIT_KIND_REVERSED: AuditKind.ValueType  # 8
 """A consumption was given back by ReverseTransaction: `deduction` is negative."""
+AUDIT_KIND_FROZEN: AuditKind.ValueType  # 11
+"""The coupon was frozen."""
+AUDIT_KIND_UNFROZEN: AuditKind.ValueType  # 12
+"""The coupon was unfrozen."""
+AUDIT_KIND_EXPIRED: AuditKind.ValueType  # 13
+"""The coupon's period was over; what a gift card held stays noted."""
+AUDIT_KIND_RECALLED: AuditKind.ValueType  # 14
+"""The coupon was voided with its batch; what a gift card held stays noted."""
+AUDIT_KIND_BATCH_CREATED: AuditKind.ValueType  # 20
+"""A batch was made."""
+AUDIT_KIND_BATCH_BLOCKED: AuditKind.ValueType  # 21
+"""What is blocked of a batch was changed."""
+AUDIT_KIND_BATCH_RECALLED: AuditKind.ValueType  # 22
+"""A batch was recalled: blocked for good, its unused coupons to be voided."""
+AUDIT_KIND_ACCOUNT_FROZEN: AuditKind.ValueType  # 30
+"""A user's account was frozen."""
+AUDIT_KIND_ACCOUNT_UNFROZEN: AuditKind.ValueType  # 31
+"""A user's account was unfrozen."""
 Global___AuditKind: _TypeAlias = AuditKind  # noqa: Y015
 
 @_typing.final
@@ -126,6 +162,7 @@ class Coupon(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
     HELD_UNTIL_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
     coupon_id: _builtins.str
     """19 digits. Routes itself: the id carries the shard. The id of an
     unactivated coupon is replaced by another at activation.
@@ -170,6 +207,12 @@ class Coupon(_message.Message):
         the first such moment when there are several; absent when none does.
         """
 
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """First moment at which it is expired; absent while its terms count days
+        from a claim that has not happened.
+        """
+
     def __init__(
         self,
         *,
@@ -185,10 +228,11 @@ class Coupon(_message.Message):
         held: _money_pb2.Money | None = ...,
         available: _money_pb2.Money | None = ...,
         held_until: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "create_time", b"create_time", "held", b"held", "held_until", b"held_until", "terms", b"terms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "create_time", b"create_time", "expires_at", b"expires_at", "held", b"held", "held_until", b"held_until", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "batch_id", b"batch_id", "coupon_id", b"coupon_id", "create_time", b"create_time", "held", b"held", "held_until", b"held_until", "masked_code", b"masked_code", "status", b"status", "terms", b"terms", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "batch_id", b"batch_id", "coupon_id", b"coupon_id", "create_time", b"create_time", "expires_at", b"expires_at", "held", b"held", "held_until", b"held_until", "masked_code", b"masked_code", "status", b"status", "terms", b"terms", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -284,7 +328,9 @@ Global___Transaction: _TypeAlias = Transaction  # noqa: Y015
 
 @_typing.final
 class AuditEvent(_message.Message):
-    """One row of a coupon's journal."""
+    """One row of the journal. Coupons, batches and accounts each have a chain of
+    rows in it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -303,14 +349,20 @@ class AuditEvent(_message.Message):
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     PREV_HASH_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BLOCK_SCOPE_FIELD_NUMBER: _builtins.int
     coupon_id: _builtins.str
-    """The coupon."""
+    """Whose chain: the coupon, for the kinds BATCH_… the batch_id, for the kinds
+    ACCOUNT_… "U" and the user_id in 19 digits.
+    """
     seq: _builtins.int
-    """The coupon's version after this change; from 1, without gaps."""
+    """The row's number in its chain; from 1, without gaps. A coupon's version
+    after the change.
+    """
     kind: Global___AuditKind.ValueType
     """What happened."""
     status_before: Global___CouponStatus.ValueType
-    """Status before; UNSPECIFIED for the first row."""
+    """Status before; UNSPECIFIED for the first row and for what is no coupon."""
     status_after: Global___CouponStatus.ValueType
     """Status after."""
     transaction_id: _builtins.str
@@ -325,6 +377,10 @@ class AuditEvent(_message.Message):
     """Keyed hash of the row before, hexadecimal; zeros for the first."""
     hash: _builtins.str
     """Keyed hash of this row, hexadecimal."""
+    reason: _builtins.str
+    """Why, as the caller gave it; empty for most kinds."""
+    block_scope: _batch_pb2.BlockScope.ValueType
+    """What is blocked after a change of a batch."""
     @_builtins.property
     def order_amount(self) -> _money_pb2.Money:
         """The order amount, where there was one."""
@@ -359,10 +415,12 @@ class AuditEvent(_message.Message):
         event_time: _timestamp_pb2.Timestamp | None = ...,
         prev_hash: _builtins.str = ...,
         hash: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        block_scope: _batch_pb2.BlockScope.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["balance_after", b"balance_after", "deduction", b"deduction", "event_time", b"event_time", "order_amount", b"order_amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_after", b"balance_after", "caller", b"caller", "coupon_id", b"coupon_id", "deduction", b"deduction", "event_time", b"event_time", "hash", b"hash", "kind", b"kind", "order_amount", b"order_amount", "prev_hash", b"prev_hash", "request_id", b"request_id", "seq", b"seq", "status_after", b"status_after", "status_before", b"status_before", "trace_id", b"trace_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_after", b"balance_after", "block_scope", b"block_scope", "caller", b"caller", "coupon_id", b"coupon_id", "deduction", b"deduction", "event_time", b"event_time", "hash", b"hash", "kind", b"kind", "order_amount", b"order_amount", "prev_hash", b"prev_hash", "reason", b"reason", "request_id", b"request_id", "seq", b"seq", "status_after", b"status_after", "status_before", b"status_before", "trace_id", b"trace_id", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from couponmesh.coupon.v1 import coupon_service_pb2 as couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2
+from couponmesh.coupon.v1 import freeze_pb2 as couponmesh_dot_coupon_dot_v1_dot_freeze__pb2
 from couponmesh.coupon.v1 import reservation_pb2 as couponmesh_dot_coupon_dot_v1_dot_reservation__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -95,6 +96,26 @@ class CouponServiceStub:
                 '/couponmesh.coupon.v1.CouponService/GetTransaction',
                 request_serializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.GetTransactionRequest.SerializeToString,
                 response_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.GetTransactionResponse.FromString,
+                _registered_method=True)
+        self.FreezeCoupon = channel.unary_unary(
+                '/couponmesh.coupon.v1.CouponService/FreezeCoupon',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.FreezeCouponRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.FreezeCouponResponse.FromString,
+                _registered_method=True)
+        self.UnfreezeCoupon = channel.unary_unary(
+                '/couponmesh.coupon.v1.CouponService/UnfreezeCoupon',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.UnfreezeCouponRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.UnfreezeCouponResponse.FromString,
+                _registered_method=True)
+        self.FreezeAccount = channel.unary_unary(
+                '/couponmesh.coupon.v1.CouponService/FreezeAccount',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.FreezeAccountRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.FreezeAccountResponse.FromString,
+                _registered_method=True)
+        self.UnfreezeAccount = channel.unary_unary(
+                '/couponmesh.coupon.v1.CouponService/UnfreezeAccount',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.UnfreezeAccountRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.UnfreezeAccountResponse.FromString,
                 _registered_method=True)
         self.ListAuditEvents = channel.unary_unary(
                 '/couponmesh.coupon.v1.CouponService/ListAuditEvents',
@@ -211,7 +232,8 @@ class CouponServiceServicer:
         Errors: CODE_MISTYPED, COUPON_NOT_FOUND, COUPON_UNACTIVATED, COUPON_USED,
         COUPON_FROZEN, COUPON_EXPIRED, COUPON_REFUNDED, COUPON_NOT_STARTED,
         MERCHANT_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT,
-        COUPON_NO_EFFECT, COUPON_HELD, BATCH_BLOCKED, ACCOUNT_FROZEN, RISK_REJECTED,
+        COUPON_NO_EFFECT, COUPON_HELD, BATCH_BLOCKED, BATCH_RECALLED,
+        USES_LIMIT_REACHED, SPEND_CAP_REACHED, ACCOUNT_FROZEN, RISK_REJECTED,
         RISK_UNAVAILABLE, COUPON_BUSY, OVERLOADED, AMOUNT_*,
         CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED, TRANSACTION_REVERSED.
         """
@@ -236,6 +258,47 @@ class CouponServiceServicer:
         merchant and order (the latest one).
 
         Errors: TRANSACTION_NOT_FOUND (also when it is another merchant's).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreezeCoupon(self, request, context):
+        """Freezes an activated coupon: it can't be consumed until it is unfrozen.
+
+        Errors: COUPON_NOT_FOUND, STATUS_TRANSITION_REFUSED (it is not activated),
+        IDEMPOTENCY_KEY_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnfreezeCoupon(self, request, context):
+        """Gives a frozen coupon back as it was.
+
+        Errors: COUPON_NOT_FOUND, STATUS_TRANSITION_REFUSED (it is not frozen, or
+        expired meanwhile), IDEMPOTENCY_KEY_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreezeAccount(self, request, context):
+        """Freezes a user's account. Once this is answered, nothing is taken from the
+        user's coupons any more; consumes under way are either committed before or
+        refused with ACCOUNT_FROZEN.
+
+        Errors: ACCOUNT_FROZEN (already), IDEMPOTENCY_KEY_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnfreezeAccount(self, request, context):
+        """Unfreezes a user's account. Each coupon is what it was before; one that was
+        frozen on its own stays frozen.
+
+        Errors: ACCOUNT_NOT_FROZEN, IDEMPOTENCY_KEY_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -312,6 +375,26 @@ def add_CouponServiceServicer_to_server(servicer, server):
                     servicer.GetTransaction,
                     request_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.GetTransactionRequest.FromString,
                     response_serializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.GetTransactionResponse.SerializeToString,
+            ),
+            'FreezeCoupon': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeCoupon,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.FreezeCouponRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.FreezeCouponResponse.SerializeToString,
+            ),
+            'UnfreezeCoupon': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnfreezeCoupon,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.UnfreezeCouponRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.UnfreezeCouponResponse.SerializeToString,
+            ),
+            'FreezeAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeAccount,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.FreezeAccountRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.FreezeAccountResponse.SerializeToString,
+            ),
+            'UnfreezeAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnfreezeAccount,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.UnfreezeAccountRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.UnfreezeAccountResponse.SerializeToString,
             ),
             'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAuditEvents,
@@ -644,6 +727,114 @@ class CouponService:
             '/couponmesh.coupon.v1.CouponService/GetTransaction',
             couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.GetTransactionRequest.SerializeToString,
             couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.GetTransactionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeCoupon(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/FreezeCoupon',
+            couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.FreezeCouponRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.FreezeCouponResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnfreezeCoupon(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/UnfreezeCoupon',
+            couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.UnfreezeCouponRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.UnfreezeCouponResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/FreezeAccount',
+            couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.FreezeAccountRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.FreezeAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnfreezeAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/UnfreezeAccount',
+            couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.UnfreezeAccountRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_freeze__pb2.UnfreezeAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,

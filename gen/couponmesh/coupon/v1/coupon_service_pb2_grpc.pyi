@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from couponmesh.coupon.v1 import coupon_service_pb2 as _coupon_service_pb2
+from couponmesh.coupon.v1 import freeze_pb2 as _freeze_pb2
 from couponmesh.coupon.v1 import reservation_pb2 as _reservation_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -85,7 +86,8 @@ class CouponServiceStub:
     Errors: CODE_MISTYPED, COUPON_NOT_FOUND, COUPON_UNACTIVATED, COUPON_USED,
     COUPON_FROZEN, COUPON_EXPIRED, COUPON_REFUNDED, COUPON_NOT_STARTED,
     MERCHANT_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT,
-    COUPON_NO_EFFECT, COUPON_HELD, BATCH_BLOCKED, ACCOUNT_FROZEN, RISK_REJECTED,
+    COUPON_NO_EFFECT, COUPON_HELD, BATCH_BLOCKED, BATCH_RECALLED,
+    USES_LIMIT_REACHED, SPEND_CAP_REACHED, ACCOUNT_FROZEN, RISK_REJECTED,
     RISK_UNAVAILABLE, COUPON_BUSY, OVERLOADED, AMOUNT_*,
     CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED, TRANSACTION_REVERSED.
     """
@@ -102,6 +104,31 @@ class CouponServiceStub:
     merchant and order (the latest one).
 
     Errors: TRANSACTION_NOT_FOUND (also when it is another merchant's).
+    """
+    FreezeCoupon: _aio.UnaryUnaryMultiCallable[_freeze_pb2.FreezeCouponRequest, _freeze_pb2.FreezeCouponResponse]
+    """Freezes an activated coupon: it can't be consumed until it is unfrozen.
+
+    Errors: COUPON_NOT_FOUND, STATUS_TRANSITION_REFUSED (it is not activated),
+    IDEMPOTENCY_KEY_REUSED.
+    """
+    UnfreezeCoupon: _aio.UnaryUnaryMultiCallable[_freeze_pb2.UnfreezeCouponRequest, _freeze_pb2.UnfreezeCouponResponse]
+    """Gives a frozen coupon back as it was.
+
+    Errors: COUPON_NOT_FOUND, STATUS_TRANSITION_REFUSED (it is not frozen, or
+    expired meanwhile), IDEMPOTENCY_KEY_REUSED.
+    """
+    FreezeAccount: _aio.UnaryUnaryMultiCallable[_freeze_pb2.FreezeAccountRequest, _freeze_pb2.FreezeAccountResponse]
+    """Freezes a user's account. Once this is answered, nothing is taken from the
+    user's coupons any more; consumes under way are either committed before or
+    refused with ACCOUNT_FROZEN.
+
+    Errors: ACCOUNT_FROZEN (already), IDEMPOTENCY_KEY_REUSED.
+    """
+    UnfreezeAccount: _aio.UnaryUnaryMultiCallable[_freeze_pb2.UnfreezeAccountRequest, _freeze_pb2.UnfreezeAccountResponse]
+    """Unfreezes a user's account. Each coupon is what it was before; one that was
+    frozen on its own stays frozen.
+
+    Errors: ACCOUNT_NOT_FROZEN, IDEMPOTENCY_KEY_REUSED.
     """
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_coupon_service_pb2.ListAuditEventsRequest, _coupon_service_pb2.ListAuditEventsResponse]
     """Lists a coupon's journal, oldest first.
@@ -239,7 +266,8 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: CODE_MISTYPED, COUPON_NOT_FOUND, COUPON_UNACTIVATED, COUPON_USED,
         COUPON_FROZEN, COUPON_EXPIRED, COUPON_REFUNDED, COUPON_NOT_STARTED,
         MERCHANT_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT,
-        COUPON_NO_EFFECT, COUPON_HELD, BATCH_BLOCKED, ACCOUNT_FROZEN, RISK_REJECTED,
+        COUPON_NO_EFFECT, COUPON_HELD, BATCH_BLOCKED, BATCH_RECALLED,
+        USES_LIMIT_REACHED, SPEND_CAP_REACHED, ACCOUNT_FROZEN, RISK_REJECTED,
         RISK_UNAVAILABLE, COUPON_BUSY, OVERLOADED, AMOUNT_*,
         CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED, TRANSACTION_REVERSED.
         """
@@ -268,6 +296,55 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         merchant and order (the latest one).
 
         Errors: TRANSACTION_NOT_FOUND (also when it is another merchant's).
+        """
+
+    @_abc_1.abstractmethod
+    def FreezeCoupon(
+        self,
+        request: _freeze_pb2.FreezeCouponRequest,
+        context: _aio.ServicerContext[_freeze_pb2.FreezeCouponRequest, _abc.Awaitable[_freeze_pb2.FreezeCouponResponse]],
+    ) -> _abc.Awaitable[_freeze_pb2.FreezeCouponResponse]:
+        """Freezes an activated coupon: it can't be consumed until it is unfrozen.
+
+        Errors: COUPON_NOT_FOUND, STATUS_TRANSITION_REFUSED (it is not activated),
+        IDEMPOTENCY_KEY_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def UnfreezeCoupon(
+        self,
+        request: _freeze_pb2.UnfreezeCouponRequest,
+        context: _aio.ServicerContext[_freeze_pb2.UnfreezeCouponRequest, _abc.Awaitable[_freeze_pb2.UnfreezeCouponResponse]],
+    ) -> _abc.Awaitable[_freeze_pb2.UnfreezeCouponResponse]:
+        """Gives a frozen coupon back as it was.
+
+        Errors: COUPON_NOT_FOUND, STATUS_TRANSITION_REFUSED (it is not frozen, or
+        expired meanwhile), IDEMPOTENCY_KEY_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def FreezeAccount(
+        self,
+        request: _freeze_pb2.FreezeAccountRequest,
+        context: _aio.ServicerContext[_freeze_pb2.FreezeAccountRequest, _abc.Awaitable[_freeze_pb2.FreezeAccountResponse]],
+    ) -> _abc.Awaitable[_freeze_pb2.FreezeAccountResponse]:
+        """Freezes a user's account. Once this is answered, nothing is taken from the
+        user's coupons any more; consumes under way are either committed before or
+        refused with ACCOUNT_FROZEN.
+
+        Errors: ACCOUNT_FROZEN (already), IDEMPOTENCY_KEY_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def UnfreezeAccount(
+        self,
+        request: _freeze_pb2.UnfreezeAccountRequest,
+        context: _aio.ServicerContext[_freeze_pb2.UnfreezeAccountRequest, _abc.Awaitable[_freeze_pb2.UnfreezeAccountResponse]],
+    ) -> _abc.Awaitable[_freeze_pb2.UnfreezeAccountResponse]:
+        """Unfreezes a user's account. Each coupon is what it was before; one that was
+        frozen on its own stays frozen.
+
+        Errors: ACCOUNT_NOT_FROZEN, IDEMPOTENCY_KEY_REUSED.
         """
 
     @_abc_1.abstractmethod

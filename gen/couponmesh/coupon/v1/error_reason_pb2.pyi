@@ -483,6 +483,77 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
           }
         }
     """
+    ERROR_REASON_USES_LIMIT_REACHED: _ErrorReason.ValueType  # 68
+    """The user has consumed coupons of the batch as often as its caps allow.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "USES_LIMIT_REACHED",
+          "domain": "couponmesh",
+          "metadata": {
+            "batch_id": "0123456789012345678",
+            "uses_per_user": "3"
+          }
+        }
+    """
+    ERROR_REASON_SPEND_CAP_REACHED: _ErrorReason.ValueType  # 69
+    """What is left of the batch's spend cap does not cover the whole deduction.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "SPEND_CAP_REACHED",
+          "domain": "couponmesh",
+          "metadata": {
+            "batch_id": "0123456789012345678",
+            "deduction": "20.00"
+          }
+        }
+    """
+    ERROR_REASON_ACCOUNT_NOT_FROZEN: _ErrorReason.ValueType  # 70
+    """An account that is not frozen can't be unfrozen.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "ACCOUNT_NOT_FROZEN",
+          "domain": "couponmesh",
+          "metadata": {
+            "user_id": "42"
+          }
+        }
+    """
+    ERROR_REASON_RECALL_STAKE_CHANGED: _ErrorReason.ValueType  # 75
+    """A recall would void more than what was confirmed; the metadata shows what it
+    would void now. Look again, then confirm.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "RECALL_STAKE_CHANGED",
+          "domain": "couponmesh",
+          "metadata": {
+            "batch_id": "0123456789012345678",
+            "coupons": "120",
+            "money": "2400.00"
+          }
+        }
+    """
+    ERROR_REASON_BATCH_RECALLED: _ErrorReason.ValueType  # 76
+    """The batch was recalled: none of its coupons can be issued, activated or
+    consumed any more.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "BATCH_RECALLED",
+          "domain": "couponmesh",
+          "metadata": {
+            "batch_id": "0123456789012345678"
+          }
+        }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reasons that coupon_svc gives in google.rpc.ErrorInfo.reason (domain
@@ -947,6 +1018,77 @@ Example of an ErrorInfo:
       "metadata": {
         "request_id": "r-1",
         "problem": "it was refunded"
+      }
+    }
+"""
+ERROR_REASON_USES_LIMIT_REACHED: ErrorReason.ValueType  # 68
+"""The user has consumed coupons of the batch as often as its caps allow.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "USES_LIMIT_REACHED",
+      "domain": "couponmesh",
+      "metadata": {
+        "batch_id": "0123456789012345678",
+        "uses_per_user": "3"
+      }
+    }
+"""
+ERROR_REASON_SPEND_CAP_REACHED: ErrorReason.ValueType  # 69
+"""What is left of the batch's spend cap does not cover the whole deduction.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "SPEND_CAP_REACHED",
+      "domain": "couponmesh",
+      "metadata": {
+        "batch_id": "0123456789012345678",
+        "deduction": "20.00"
+      }
+    }
+"""
+ERROR_REASON_ACCOUNT_NOT_FROZEN: ErrorReason.ValueType  # 70
+"""An account that is not frozen can't be unfrozen.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "ACCOUNT_NOT_FROZEN",
+      "domain": "couponmesh",
+      "metadata": {
+        "user_id": "42"
+      }
+    }
+"""
+ERROR_REASON_RECALL_STAKE_CHANGED: ErrorReason.ValueType  # 75
+"""A recall would void more than what was confirmed; the metadata shows what it
+would void now. Look again, then confirm.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "RECALL_STAKE_CHANGED",
+      "domain": "couponmesh",
+      "metadata": {
+        "batch_id": "0123456789012345678",
+        "coupons": "120",
+        "money": "2400.00"
+      }
+    }
+"""
+ERROR_REASON_BATCH_RECALLED: ErrorReason.ValueType  # 76
+"""The batch was recalled: none of its coupons can be issued, activated or
+consumed any more.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "BATCH_RECALLED",
+      "domain": "couponmesh",
+      "metadata": {
+        "batch_id": "0123456789012345678"
       }
     }
 """
