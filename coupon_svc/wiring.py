@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from coupon_svc.adapters.code_book import KeyedCodeBook
+from coupon_svc.adapters.mysql_refunds import MysqlRefunds
 from coupon_svc.adapters.mysql_reservations import MysqlReservations
 from coupon_svc.adapters.mysql_store import MysqlStore
 from coupon_svc.adapters.risk_client import GrpcRiskGate
@@ -17,6 +18,7 @@ from coupon_svc.app.cancel import CancelReservation
 from coupon_svc.app.confirm import ConfirmReservation
 from coupon_svc.app.consume import ConsumeCoupon, ConsumeLimits
 from coupon_svc.app.directory import CouponDirectory
+from coupon_svc.app.giving_back import GiveBack
 from coupon_svc.app.hold_sweep import JOB as HOLD_SWEEP
 from coupon_svc.app.hold_sweep import HoldSweep
 from coupon_svc.app.import_codes import ImportCodes
@@ -24,6 +26,7 @@ from coupon_svc.app.issue import IssueCoupons
 from coupon_svc.app.minting import Mint
 from coupon_svc.app.purge import PurgeRecords
 from coupon_svc.app.reading import Reading
+from coupon_svc.app.refunds import Refunds
 from coupon_svc.app.reserve import ReserveCoupons
 from coupon_svc.app.reverse import ReverseTransaction
 from coupon_svc.config import CouponConfig
@@ -125,6 +128,7 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
         )
         election = Election(zookeeper, config.zookeeper_root, HOLD_SWEEP, identity=config.listen)
         await stack.enter_async_context(_background(election.run(hold_sweep.run), name=HOLD_SWEEP))
+        refund_book = MysqlRefunds(databases, timeout_s=config.mysql_timeout_ms / 1000)
         calls = CallReader(config.trusted_context_clients)
         use_cases = CouponUseCases(
             directory=directory,
@@ -157,6 +161,14 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
                 confirm=ConfirmReservation(store=reservations, batches=batches, ids=ids, sign=sign, clock=clock),
                 cancel=CancelReservation(store=reservations, sign=sign, clock=clock),
                 reverse=ReverseTransaction(store=reservations, batches=batches, sign=sign, clock=clock),
+            ),
+            refunds=Refunds(
+                store=store,
+                book=refund_book,
+                directory=directory,
+                batches=batches,
+                give_back=GiveBack(book=refund_book, mint=mint, codes=codes, ids=ids, sign=sign, clock=clock),
+                clock=clock,
             ),
         )
         yield [

@@ -13,6 +13,7 @@ from coupon_svc.app.ports import (
     RequestKey,
     StoredCoupon,
     TransactionRow,
+    Unit,
     VersionedUpdate,
 )
 from coupon_svc.domain.batch import Batch, BlockScope
@@ -30,13 +31,17 @@ _DAY_MS = 86_400_000
 
 
 class MysqlUnit:
-    """Implements `Unit` on a meshkit transaction."""
+    """Implements `Unit` on a meshkit transaction.
+
+    Attributes:
+        tx: The transaction, for adapters whose statements belong into it.
+    """
 
     def __init__(
         self, tx: Transaction, queries: Mapping[str, str], epochs: Mapping[int, int], *, record_retention_days: int
     ) -> None:
         """`epochs` are those under which this process was told that it may write each shard."""
-        self._tx = tx
+        self.tx = self._tx = tx
         self._queries = queries
         self._epochs = epochs
         self._retention_ms = record_retention_days * _DAY_MS
@@ -236,3 +241,10 @@ async def recorded(
         return {}
     rows = await tx.fetch_all(queries["recorded_requests"], {"keys": sorted(map(tuple, keys))})
     return {RequestKey(*row[:3]): Recorded(row[3], row[4]) for row in rows}
+
+
+def transaction_of(unit: Unit) -> Transaction:
+    """The transaction behind a unit of `MysqlStore`."""
+    if not isinstance(unit, MysqlUnit):
+        raise TypeError(f"{type(unit).__name__} is no unit of a MySQL store")
+    return unit.tx

@@ -21,6 +21,11 @@ class JournalKind(IntEnum):
     HELD = 6
     HOLD_RELEASED = 7
     REVERSED = 8
+    REFUNDED = 9
+    REACTIVATED = 10
+    EXPIRED = 13
+    RECALLED = 14
+    EXTENDED = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +40,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalRow:
-    """One state change. `seq` is the coupon's version afterwards; amounts are fen, `amount_minor` is signed."""
+    """One state change. `seq` is the coupon's version afterwards; amounts are fen.
+
+    `amount_minor` is the change of the balance. A contra row (REVERSED, REFUNDED) names the transaction it undoes in
+    `original_transaction_id`; its deduction and order amount are negative, so that a transaction's rows sum to what stands.
+    """
 
     shard: int
     coupon_id: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 
@@ -27,3 +27,15 @@ def transaction_id(instant_ms: int, time_zone: str, number: int) -> str:
     """TX, the date in the batch's zone, then the 19 digits of `number`, which carries the shard."""
     local = utc_datetime(instant_ms).astimezone(ZoneInfo(time_zone))
     return f"TX{local:%Y%m%d}{number:019d}"
+
+
+def day_start_ms(instant_ms: int, time_zone: str, days_later: int) -> int:
+    """The start, in a zone, of the day that is `days_later` after the day of an instant.
+
+    Where clocks change at midnight, so that 00:00 happens twice or not at all, the later reading counts: the day before
+    is over then under either. A day begins at the change itself when that skips its 00:00.
+    """
+    zone = ZoneInfo(time_zone)
+    day = utc_datetime(instant_ms).astimezone(zone).date() + timedelta(days=days_later)
+    readings = (datetime(day.year, day.month, day.day, tzinfo=zone, fold=fold) for fold in (0, 1))
+    return max(round(reading.timestamp()) for reading in readings) * 1000

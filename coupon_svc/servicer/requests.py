@@ -9,8 +9,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from coupon_svc.app.ports import Call, Client
 from coupon_svc.domain.money import positive_minor, rate_e4_from_text
+from coupon_svc.domain.refund_terms import DEFAULT_DAYS, ExpiredCardPolicy, RefundTerms, UsedCouponPolicy
 from coupon_svc.domain.terms import DEFAULT_TIME_ZONE, CashVoucher, Discount, GiftCard, Kind, Terms, Threshold
-from couponmesh.coupon.v1 import batch_pb2
+from couponmesh.coupon.v1 import batch_pb2, refund_terms_pb2
 from couponmesh.type.v1 import client_context_pb2, money_pb2
 from meshkit import context
 from meshkit.errors import MeshError
@@ -80,6 +81,16 @@ def terms_from(message: batch_pb2.BatchTerms) -> Terms:
         valid_from_ms=_instant_ms(message.valid_from, "valid_from") if message.HasField("valid_from") else None,
         time_zone=message.time_zone or DEFAULT_TIME_ZONE,
         merchant_ids=frozenset(message.merchant_ids),
+        refund=_refund_from(message.refund),
+    )
+
+
+def _refund_from(message: refund_terms_pb2.RefundTerms) -> RefundTerms:
+    return RefundTerms(
+        UsedCouponPolicy(message.used_coupon or UsedCouponPolicy.VOID),
+        message.fresh_days or DEFAULT_DAYS,
+        ExpiredCardPolicy(message.expired_card or ExpiredCardPolicy.CREDIT_AND_EXTEND),
+        message.extend_days or DEFAULT_DAYS,
     )
 
 

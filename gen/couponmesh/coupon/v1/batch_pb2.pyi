@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from couponmesh.coupon.v1 import refund_terms_pb2 as _refund_terms_pb2
 from couponmesh.type.v1 import money_pb2 as _money_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -121,6 +122,7 @@ class BatchTerms(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     MERCHANT_IDS_FIELD_NUMBER: _builtins.int
+    REFUND_FIELD_NUMBER: _builtins.int
     time_zone: _builtins.str
     """IANA zone in which days are counted; "Asia/Shanghai" when empty."""
     @_builtins.property
@@ -153,6 +155,10 @@ class BatchTerms(_message.Message):
         most 1,000.
         """
 
+    @_builtins.property
+    def refund(self) -> _refund_terms_pb2.RefundTerms:
+        """What a refund does to the coupons; absent means the defaults."""
+
     def __init__(
         self,
         *,
@@ -164,10 +170,11 @@ class BatchTerms(_message.Message):
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         time_zone: _builtins.str = ...,
         merchant_ids: _abc.Iterable[_builtins.str] | None = ...,
+        refund: _refund_terms_pb2.RefundTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cash_voucher", b"cash_voucher", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "threshold", b"threshold", "valid_from", b"valid_from"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cash_voucher", b"cash_voucher", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "refund", b"refund", "threshold", b"threshold", "valid_from", b"valid_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cash_voucher", b"cash_voucher", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "merchant_ids", b"merchant_ids", "threshold", b"threshold", "time_zone", b"time_zone", "valid_from", b"valid_from"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cash_voucher", b"cash_voucher", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "merchant_ids", b"merchant_ids", "refund", b"refund", "threshold", b"threshold", "time_zone", b"time_zone", "valid_from", b"valid_from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["discount", "threshold", "cash_voucher", "gift_card"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015

@@ -84,6 +84,16 @@ class _AuditKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditKind.V
     """A hold, or what a confirmation left of it, was given up."""
     AUDIT_KIND_REVERSED: _AuditKind.ValueType  # 8
     """A consumption was given back by ReverseTransaction: `deduction` is negative."""
+    AUDIT_KIND_REFUNDED: _AuditKind.ValueType  # 9
+    """What a consumption took was given back, whole or in part."""
+    AUDIT_KIND_REACTIVATED: _AuditKind.ValueType  # 10
+    """An emptied gift card can be used again after a refund."""
+    AUDIT_KIND_EXPIRED: _AuditKind.ValueType  # 13
+    """The coupon's period was over; what a gift card held stays noted."""
+    AUDIT_KIND_RECALLED: _AuditKind.ValueType  # 14
+    """The coupon was voided with its batch; what a gift card held stays noted."""
+    AUDIT_KIND_EXTENDED: _AuditKind.ValueType  # 15
+    """A refund gave an expired gift card a later end."""
 
 class AuditKind(_AuditKind, metaclass=_AuditKindEnumTypeWrapper):
     """What a journal row records."""
@@ -106,6 +116,16 @@ AUDIT_KIND_HOLD_RELEASED: AuditKind.ValueType  # 7
 """A hold, or what a confirmation left of it, was given up."""
 AUDIT_KIND_REVERSED: AuditKind.ValueType  # 8
 """A consumption was given back by ReverseTransaction: `deduction` is negative."""
+AUDIT_KIND_REFUNDED: AuditKind.ValueType  # 9
+"""What a consumption took was given back, whole or in part."""
+AUDIT_KIND_REACTIVATED: AuditKind.ValueType  # 10
+"""An emptied gift card can be used again after a refund."""
+AUDIT_KIND_EXPIRED: AuditKind.ValueType  # 13
+"""The coupon's period was over; what a gift card held stays noted."""
+AUDIT_KIND_RECALLED: AuditKind.ValueType  # 14
+"""The coupon was voided with its batch; what a gift card held stays noted."""
+AUDIT_KIND_EXTENDED: AuditKind.ValueType  # 15
+"""A refund gave an expired gift card a later end."""
 Global___AuditKind: _TypeAlias = AuditKind  # noqa: Y015
 
 @_typing.final
@@ -214,6 +234,8 @@ class Transaction(_message.Message):
     SETTLEMENT_HELD_FIELD_NUMBER: _builtins.int
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     REVERSE_TIME_FIELD_NUMBER: _builtins.int
+    REFUNDED_FIELD_NUMBER: _builtins.int
+    REFUNDABLE_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """"TX", the date in the batch's zone, then digits that carry the shard."""
     coupon_id: _builtins.str
@@ -256,6 +278,14 @@ class Transaction(_message.Message):
     def reverse_time(self) -> _timestamp_pb2.Timestamp:
         """When ReverseTransaction gave it back; absent while it stands."""
 
+    @_builtins.property
+    def refunded(self) -> _money_pb2.Money:
+        """What was refunded of the deduction so far."""
+
+    @_builtins.property
+    def refundable(self) -> _money_pb2.Money:
+        """What of the deduction can still be refunded."""
+
     def __init__(
         self,
         *,
@@ -273,10 +303,12 @@ class Transaction(_message.Message):
         settlement_held: _builtins.bool = ...,
         reservation_id: _builtins.str = ...,
         reverse_time: _timestamp_pb2.Timestamp | None = ...,
+        refunded: _money_pb2.Money | None = ...,
+        refundable: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "consume_time", b"consume_time", "deduction", b"deduction", "payable", b"payable", "reverse_time", b"reverse_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "consume_time", b"consume_time", "deduction", b"deduction", "payable", b"payable", "refundable", b"refundable", "refunded", b"refunded", "reverse_time", b"reverse_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "consume_time", b"consume_time", "coupon_id", b"coupon_id", "deduction", b"deduction", "merchant_id", b"merchant_id", "order_id", b"order_id", "payable", b"payable", "request_id", b"request_id", "reservation_id", b"reservation_id", "reverse_time", b"reverse_time", "settlement_held", b"settlement_held", "transaction_id", b"transaction_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "consume_time", b"consume_time", "coupon_id", b"coupon_id", "deduction", b"deduction", "merchant_id", b"merchant_id", "order_id", b"order_id", "payable", b"payable", "refundable", b"refundable", "refunded", b"refunded", "request_id", b"request_id", "reservation_id", b"reservation_id", "reverse_time", b"reverse_time", "settlement_held", b"settlement_held", "transaction_id", b"transaction_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -303,6 +335,7 @@ class AuditEvent(_message.Message):
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     PREV_HASH_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    ORIGINAL_TRANSACTION_ID_FIELD_NUMBER: _builtins.int
     coupon_id: _builtins.str
     """The coupon."""
     seq: _builtins.int
@@ -325,13 +358,15 @@ class AuditEvent(_message.Message):
     """Keyed hash of the row before, hexadecimal; zeros for the first."""
     hash: _builtins.str
     """Keyed hash of this row, hexadecimal."""
+    original_transaction_id: _builtins.str
+    """The transaction that this one refunds; empty for everything else."""
     @_builtins.property
     def order_amount(self) -> _money_pb2.Money:
-        """The order amount, where there was one."""
+        """The order amount, where there was one; negative where it went back."""
 
     @_builtins.property
     def deduction(self) -> _money_pb2.Money:
-        """What was taken."""
+        """What was taken or held; negative where it went back."""
 
     @_builtins.property
     def balance_after(self) -> _money_pb2.Money:
@@ -359,10 +394,11 @@ class AuditEvent(_message.Message):
         event_time: _timestamp_pb2.Timestamp | None = ...,
         prev_hash: _builtins.str = ...,
         hash: _builtins.str = ...,
+        original_transaction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["balance_after", b"balance_after", "deduction", b"deduction", "event_time", b"event_time", "order_amount", b"order_amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_after", b"balance_after", "caller", b"caller", "coupon_id", b"coupon_id", "deduction", b"deduction", "event_time", b"event_time", "hash", b"hash", "kind", b"kind", "order_amount", b"order_amount", "prev_hash", b"prev_hash", "request_id", b"request_id", "seq", b"seq", "status_after", b"status_after", "status_before", b"status_before", "trace_id", b"trace_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_after", b"balance_after", "caller", b"caller", "coupon_id", b"coupon_id", "deduction", b"deduction", "event_time", b"event_time", "hash", b"hash", "kind", b"kind", "order_amount", b"order_amount", "original_transaction_id", b"original_transaction_id", "prev_hash", b"prev_hash", "request_id", b"request_id", "seq", b"seq", "status_after", b"status_after", "status_before", b"status_before", "trace_id", b"trace_id", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
