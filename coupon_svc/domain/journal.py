@@ -43,7 +43,7 @@ class JournalRow:
     """One state change. `seq` is the coupon's version afterwards; amounts are fen.
 
     `amount_minor` is the change of the balance. A contra row (REVERSED, REFUNDED) names the transaction it undoes in
-    `original_transaction_id`; its deduction and order amount are negative, so that a transaction's rows sum to what stands.
+    `original_transaction_id`; its deduction and order amount are negative, so that the rows sum to what stands.
     """
 
     shard: int

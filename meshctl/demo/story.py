@@ -14,6 +14,7 @@ from couponmesh.coupon.v1 import coupon_service_pb2_grpc as coupon_grpc
 from couponmesh.type.v1 import money_pb2
 from meshctl.demo.calls import Grpc, Rest, UnexpectedReplyError, expect
 from meshctl.demo.people import MERCHANT, Step, Tokens, cny
+from meshctl.demo.story_refunds import RefundChapter
 from meshctl.demo.story_reservations import ReservationChapter
 
 SHOPPER = 20_251_111
@@ -65,6 +66,7 @@ class Story:
             ("Below the minimum nothing happens, and the coupon stays", self.below_minimum),
             ("An auditor reads the gift card's journal", self.show_journal),
             *ReservationChapter(self._rest, self._tokens).steps(),
+            *RefundChapter(self._rest, self._tokens).steps(),
         ]
         for number, (title, step) in enumerate(steps, start=1):
             self._console.rule(f"[bold]{number}. {title}", align="left")
