@@ -12,6 +12,7 @@ from coupon_svc.adapters.mysql_accounts import MysqlAccounts
 from coupon_svc.adapters.mysql_caps import MysqlCaps
 from coupon_svc.adapters.mysql_expiry import MysqlDueCoupons
 from coupon_svc.adapters.mysql_recall import MysqlRecalls
+from coupon_svc.adapters.mysql_refunds import MysqlRefunds
 from coupon_svc.adapters.mysql_reservations import MysqlReservations
 from coupon_svc.adapters.mysql_store import MysqlStore
 from coupon_svc.adapters.risk_client import GrpcRiskGate
@@ -24,6 +25,7 @@ from coupon_svc.app.consume import ConsumeCoupon, ConsumeLimits
 from coupon_svc.app.directory import CouponDirectory
 from coupon_svc.app.expiry import ExpirySweep
 from coupon_svc.app.freezing import Freezing
+from coupon_svc.app.giving_back import GiveBack
 from coupon_svc.app.hold_sweep import JOB as HOLD_SWEEP
 from coupon_svc.app.hold_sweep import HoldSweep
 from coupon_svc.app.import_codes import ImportCodes
@@ -32,6 +34,7 @@ from coupon_svc.app.minting import Mint
 from coupon_svc.app.purge import PurgeRecords
 from coupon_svc.app.reading import Reading
 from coupon_svc.app.recall import RecallBatch, RecallSweep
+from coupon_svc.app.refunds import Refunds
 from coupon_svc.app.reserve import ReserveCoupons
 from coupon_svc.app.reverse import ReverseTransaction
 from coupon_svc.app.sweeping import Sweeping
@@ -163,6 +166,7 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
             sweeping = Sweeping(store.databases, run_once, every_s=every_s)
             election = Election(zookeeper, config.zookeeper_root, f"coupon-{name}", identity=config.listen)
             await stack.enter_async_context(_background(election.run(sweeping.run), name=f"sweep-{name}"))
+        refund_book = MysqlRefunds(databases, timeout_s=config.mysql_timeout_ms / 1000)
         calls = CallReader(config.trusted_context_clients)
         use_cases = CouponUseCases(
             directory=directory,
@@ -203,6 +207,14 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
                 batches=batches,
                 codes=codes,
                 sign=sign,
+                clock=clock,
+            ),
+            refunds=Refunds(
+                store=store,
+                book=refund_book,
+                directory=directory,
+                batches=batches,
+                give_back=GiveBack(book=refund_book, mint=mint, codes=codes, ids=ids, sign=sign, clock=clock),
                 clock=clock,
             ),
         )

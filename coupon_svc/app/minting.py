@@ -38,8 +38,13 @@ class Mint:
         code: str,
         kind: JournalKind,
         origin: Origin,
+        transaction_id: str | None = None,
+        original_transaction_id: str | None = None,
     ) -> Minted:
-        """A coupon owned by `user_id`, or unactivated when that is 0."""
+        """A coupon owned by `user_id`, or unactivated when that is 0.
+
+        One that stands in for a refunded coupon names the refund and what that gave back.
+        """
         status = CouponStatus.ACTIVATED if user_id else CouponStatus.UNACTIVATED
         opening = sealed(
             JournalRow(
@@ -53,6 +58,8 @@ class Mint:
                 origin=origin,
                 amount_minor=terms.opening_balance_minor,
                 balance_after_minor=terms.opening_balance_minor,
+                transaction_id=transaction_id,
+                original_transaction_id=original_transaction_id,
                 prev_hash=FIRST_HASH,
             ),
             self._sign,

@@ -23,7 +23,7 @@ class CouponStatus(IntEnum):
 
 
 # Every allowed step. REFUNDED → ACTIVATED is the last part of refunding an emptied gift card; USED → ACTIVATED undoes a
-# consumption that ReverseTransaction takes back.
+# consumption that ReverseTransaction takes back; an expired card comes back only when a refund extends it.
 TRANSITIONS: frozenset[tuple[CouponStatus, CouponStatus]] = frozenset(
     {
         (CouponStatus.UNACTIVATED, CouponStatus.ACTIVATED),
@@ -36,6 +36,8 @@ TRANSITIONS: frozenset[tuple[CouponStatus, CouponStatus]] = frozenset(
         (CouponStatus.USED, CouponStatus.REFUNDED),
         (CouponStatus.REFUNDED, CouponStatus.ACTIVATED),
         (CouponStatus.USED, CouponStatus.ACTIVATED),
+        (CouponStatus.EXPIRED, CouponStatus.ACTIVATED),
+        (CouponStatus.EXPIRED, CouponStatus.FROZEN),
     }
 )
 

@@ -21,10 +21,13 @@ class JournalKind(IntEnum):
     HELD = 6
     HOLD_RELEASED = 7
     REVERSED = 8
+    REFUNDED = 9
+    REACTIVATED = 10
     FROZEN = 11
     UNFROZEN = 12
     EXPIRED = 13
     RECALLED = 14
+    EXTENDED = 15
     BATCH_CREATED = 20
     BATCH_BLOCKED = 21
     BATCH_RECALLED = 22
@@ -50,10 +53,13 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalRow:
-    """One state change; amounts are fen, `amount_minor` is signed.
+    """One state change; amounts are fen.
 
     `seq` counts the rows of a chain from 1; a coupon's version follows it. `coupon_id` names the chain: a coupon, or
     what the kind says (ADR 12).
+
+    `amount_minor` is the change of the balance. A contra row (REVERSED, REFUNDED) names the transaction it undoes in
+    `original_transaction_id`; its deduction and order amount are negative, so that the rows sum to what stands.
     """
 
     shard: int

@@ -8,6 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from coupon_svc.domain.money import discounted_minor, format_yuan
+from coupon_svc.domain.refund_terms import ExpiredCardPolicy, RefundTerms, UsedCouponPolicy
 from coupon_svc.domain.times import NEVER_MS, day_start_ms, format_utc
 from meshkit.errors import MeshError
 
@@ -82,6 +83,7 @@ class Terms:
     time_zone: str = DEFAULT_TIME_ZONE
     merchant_ids: frozenset[str] = field(default_factory=frozenset)
     days_after_claim: int | None = None
+    refund: RefundTerms = field(default_factory=RefundTerms)
 
     @property
     def opening_balance_minor(self) -> int:
@@ -130,6 +132,7 @@ class Terms:
                 "time_zone": self.time_zone,
                 "merchant_ids": sorted(self.merchant_ids),
                 "days_after_claim": self.days_after_claim,
+                "refund": asdict(self.refund),
             },
             sort_keys=True,
             separators=(",", ":"),
@@ -141,7 +144,10 @@ class Terms:
         stored: dict[str, Any] = json.loads(text)
         kind = _KINDS[stored.pop("kind")]
         own = {name: stored.pop(name) for name in kind.__dataclass_fields__}
-        return cls(kind=kind(**own), **{**stored, "merchant_ids": frozenset(stored["merchant_ids"])})
+        # Terms from before there were policies have the defaults.
+        refund = RefundTerms.of_numbers(stored.pop("refund")) if "refund" in stored else RefundTerms()
+        merchants = frozenset(stored.pop("merchant_ids"))
+        return cls(kind=kind(**own), merchant_ids=merchants, refund=refund, **stored)
 
 
 def check_terms(terms: Terms, *, now_ms: int) -> None:
@@ -168,3 +174,17 @@ def check_terms(terms: Terms, *, now_ms: int) -> None:
             problem=f"reduce {format_yuan(kind.reduce_minor)} must be below min_amount "
             f"{format_yuan(kind.min_amount_minor)}",
         )
+    _check_refund(terms)
+
+
+def _check_refund(terms: Terms) -> None:
+    refund, defaults = terms.refund, RefundTerms()
+    if isinstance(terms.kind, GiftCard):
+        if refund.used_coupon is not defaults.used_coupon:
+            raise MeshError("BATCH_TERMS_INVALID", problem="refund.used_coupon is not for gift cards")
+    elif refund.expired_card is not defaults.expired_card:
+        raise MeshError("BATCH_TERMS_INVALID", problem="refund.expired_card is for gift cards only")
+    if refund.used_coupon is not UsedCouponPolicy.REISSUE_FRESH_EXPIRY and refund.fresh_days != defaults.fresh_days:
+        raise MeshError("BATCH_TERMS_INVALID", problem="refund.fresh_days needs REISSUE_FRESH_EXPIRY")
+    if refund.expired_card is not ExpiredCardPolicy.CREDIT_AND_EXTEND and refund.extend_days != defaults.extend_days:
+        raise MeshError("BATCH_TERMS_INVALID", problem="refund.extend_days needs CREDIT_AND_EXTEND")

@@ -16,9 +16,11 @@ from coupon_svc.app.import_codes import ImportCodes, ImportLine
 from coupon_svc.app.issue import IssueCoupons
 from coupon_svc.app.ports import StoredCoupon
 from coupon_svc.app.reading import CouponView, Page, Reading, mask
+from coupon_svc.app.refunds import Refunds
 from coupon_svc.domain.terms import Terms
 from coupon_svc.servicer import responses
 from coupon_svc.servicer.freeze import FreezeRpcs
+from coupon_svc.servicer.refund import RefundRpcs
 from coupon_svc.servicer.requests import CallReader, amount_minor
 from coupon_svc.servicer.reservations import ReservationServicer, ReservationUseCases
 from couponmesh.coupon.v1 import coupon_service_pb2 as pb
@@ -43,9 +45,10 @@ class CouponUseCases:
     reading: Reading
     reservations: ReservationUseCases
     freezing: Freezing
+    refunds: Refunds
 
 
-class CouponServicer(ReservationServicer, FreezeRpcs, CouponServiceServicer):
+class CouponServicer(ReservationServicer, FreezeRpcs, RefundRpcs, CouponServiceServicer):
     """Coupons over their life."""
 
     def __init__(self, use_cases: CouponUseCases, calls: CallReader) -> None:
@@ -54,6 +57,8 @@ class CouponServicer(ReservationServicer, FreezeRpcs, CouponServiceServicer):
         self._do = use_cases
         self._calls = calls
         self._freezing = use_cases.freezing
+        self._reading = use_cases.reading
+        self._refunds = use_cases.refunds
 
     async def IssueCoupons(self, request: pb.IssueCouponsRequest, context: _Context) -> pb.IssueCouponsResponse:
         """See the contract."""
@@ -138,19 +143,6 @@ class CouponServicer(ReservationServicer, FreezeRpcs, CouponServiceServicer):
         facts = await (directory.by_code(request.code, call) if request.code else directory.by_id(request.coupon_id))
         response = await self._do.consume(command, facts, deadline=request_context.current().deadline)
         return pb.ConsumeCouponResponse.FromString(response)
-
-    async def GetTransaction(self, request: pb.GetTransactionRequest, context: _Context) -> pb.GetTransactionResponse:
-        """See the contract."""
-        current = request_context.current()
-        order = request.merchant_order if request.HasField("merchant_order") else None
-        row = await self._do.reading.transaction(
-            transaction_id=request.transaction_id,
-            caller=current.principal.client_id,
-            request_id=request.request_id,
-            order=(order.merchant_id, order.order_id) if order else None,
-            only_merchant=current.principal.merchant_id if current.stored_ownership else "",
-        )
-        return pb.GetTransactionResponse(transaction=responses.transaction_message(row))
 
     async def ListAuditEvents(
         self, request: pb.ListAuditEventsRequest, context: _Context

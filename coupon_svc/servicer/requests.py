@@ -10,8 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from coupon_svc.app.ports import Call, Client
 from coupon_svc.domain.batch import Caps
 from coupon_svc.domain.money import positive_minor, rate_e4_from_text
+from coupon_svc.domain.refund_terms import DEFAULT_DAYS, ExpiredCardPolicy, RefundTerms, UsedCouponPolicy
 from coupon_svc.domain.terms import DEFAULT_TIME_ZONE, CashVoucher, Discount, GiftCard, Kind, Terms, Threshold
-from couponmesh.coupon.v1 import batch_pb2
+from couponmesh.coupon.v1 import batch_pb2, refund_terms_pb2
 from couponmesh.type.v1 import client_context_pb2, money_pb2
 from meshkit import context
 from meshkit.errors import MeshError
@@ -82,6 +83,7 @@ def terms_from(message: batch_pb2.BatchTerms) -> Terms:
         time_zone=message.time_zone or DEFAULT_TIME_ZONE,
         merchant_ids=frozenset(message.merchant_ids),
         days_after_claim=message.days_after_claim if message.HasField("days_after_claim") else None,
+        refund=_refund_from(message.refund),
     )
 
 
@@ -94,6 +96,15 @@ def caps_from(message: batch_pb2.BatchCaps) -> Caps:
     return Caps(
         uses_per_user=message.uses_per_user if message.HasField("uses_per_user") else None,
         spend_cap_minor=amount_minor(message.spend_cap, "caps.spend_cap") if message.HasField("spend_cap") else None,
+    )
+
+
+def _refund_from(message: refund_terms_pb2.RefundTerms) -> RefundTerms:
+    return RefundTerms(
+        UsedCouponPolicy(message.used_coupon or UsedCouponPolicy.VOID),
+        message.fresh_days or DEFAULT_DAYS,
+        ExpiredCardPolicy(message.expired_card or ExpiredCardPolicy.CREDIT_AND_EXTEND),
+        message.extend_days or DEFAULT_DAYS,
     )
 
 

@@ -11,9 +11,17 @@ from coupon_svc.domain.account import Account
 from coupon_svc.domain.batch import Batch, Caps, Stake
 from coupon_svc.domain.journal import ACCOUNT_KINDS, BATCH_KINDS, JournalRow
 from coupon_svc.domain.money import CURRENCY
+from coupon_svc.domain.refund_terms import RefundTerms
 from coupon_svc.domain.terms import CashVoucher, Discount, Terms, Threshold
 from coupon_svc.domain.times import NEVER_MS
-from couponmesh.coupon.v1 import batch_pb2, cashier_service_pb2, coupon_pb2, coupon_service_pb2, freeze_pb2
+from couponmesh.coupon.v1 import (
+    batch_pb2,
+    cashier_service_pb2,
+    coupon_pb2,
+    coupon_service_pb2,
+    freeze_pb2,
+    refund_terms_pb2,
+)
 from couponmesh.type.v1 import money_pb2
 
 
@@ -38,6 +46,11 @@ def terms_message(terms: Terms) -> batch_pb2.BatchTerms:
         message.expires_at.CopyFrom(timestamp(terms.expires_at_ms))
     if terms.valid_from_ms is not None:
         message.valid_from.CopyFrom(timestamp(terms.valid_from_ms))
+    if terms.refund != RefundTerms():
+        message.refund.used_coupon = refund_terms_pb2.UsedCouponPolicy.ValueType(int(terms.refund.used_coupon))
+        message.refund.fresh_days = terms.refund.fresh_days
+        message.refund.expired_card = refund_terms_pb2.ExpiredCardPolicy.ValueType(int(terms.refund.expired_card))
+        message.refund.extend_days = terms.refund.extend_days
     kind = terms.kind
     if isinstance(kind, Discount):
         message.discount.discount_rate = f"{kind.rate_e4 / 10_000:.4f}".rstrip("0")
@@ -135,8 +148,12 @@ def coupon_message(view: CouponView) -> coupon_pb2.Coupon:
     return message
 
 
-def transaction_message(row: TransactionRow) -> coupon_pb2.Transaction:
-    """A consumption as Transaction."""
+def transaction_message(
+    row: TransactionRow, *, refunded_minor: int = 0, refundable_minor: int | None = None
+) -> coupon_pb2.Transaction:
+    """A consumption as Transaction; a new one was not refunded and can be, whole."""
+    if refundable_minor is None:
+        refundable_minor = row.deduction_minor if row.reverse_time_ms is None else 0
     message = coupon_pb2.Transaction(
         transaction_id=row.transaction_id,
         coupon_id=row.coupon_id,
@@ -151,6 +168,8 @@ def transaction_message(row: TransactionRow) -> coupon_pb2.Transaction:
         request_id=row.request_id,
         settlement_held=row.settlement_held,
         reservation_id=row.reservation_id,
+        refunded=money(refunded_minor),
+        refundable=money(refundable_minor),
     )
     if row.reverse_time_ms is not None:
         message.reverse_time.CopyFrom(timestamp(row.reverse_time_ms))
@@ -178,6 +197,7 @@ def audit_event_message(row: JournalRow) -> coupon_pb2.AuditEvent:
         event_time=timestamp(row.origin.time_ms),
         prev_hash=row.prev_hash.hex(),
         hash=row.hash.hex(),
+        original_transaction_id=row.original_transaction_id or "",
     )
 
 

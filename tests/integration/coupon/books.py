@@ -15,7 +15,7 @@ import pymysql
 from pymysql.connections import Connection
 
 from coupon_svc.adapters import mysql_rows
-from coupon_svc.domain.journal import FIRST_HASH, JournalRow
+from coupon_svc.domain.journal import FIRST_HASH, JournalKind, JournalRow
 from meshkit.crypto import Keyring
 from meshkit.queries import load_queries
 from meshkit.shard_map import Dsn
@@ -178,7 +178,7 @@ class Books:
         assert journal[-1].status_after == coupon.status
         assert journal[-1].balance_after_minor == coupon.balance * 100
         assert sum(row.amount_minor for row in journal) == coupon.balance * 100
-        consumed = [row for row in journal if row.transaction_id is not None]
+        consumed = [row for row in journal if row.kind is JournalKind.CONSUMED]
         assert sorted((row.transaction_id, row.deduction_minor, row.balance_after_minor) for row in consumed) == sorted(
             (row[0], row[2], row[3]) for row in self.transactions(coupon_id)
         )

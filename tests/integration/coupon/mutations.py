@@ -8,14 +8,16 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from couponmesh.coupon.v1 import batch_pb2
+from couponmesh.coupon.v1 import batch_pb2, refund_terms_pb2
 from couponmesh.coupon.v1 import batch_service_pb2 as batches
 from couponmesh.coupon.v1 import cashier_service_pb2 as cashiers
 from couponmesh.coupon.v1 import coupon_service_pb2 as coupons
+from tests.integration.coupon.refunding import contra, paid_order, refund, refund_order, spent, with_refund
 from tests.integration.coupon.world import (
     Caller,
     CouponProcess,
     World,
+    cash_voucher,
     consume_request,
     gift_card,
     request_id,
@@ -179,6 +181,47 @@ async def cashier_consume_with_a_header(world: World) -> Mutation:
     )
 
 
+async def refund_transaction(world: World) -> Mutation:
+    card, till = await world.card(), world.cashier()
+    paid = await spent(world, card, "30.00", till)
+    request = refund(paid, "10.00")
+    return Mutation(
+        request,
+        with_(request, amount=yuan("0.01")),
+        till,
+        lambda: len(contra(world.books.assert_agree(card.coupon_id), paid)),
+    )
+
+
+async def refund_the_whole_transaction(world: World) -> Mutation:
+    policy = refund_terms_pb2.USED_COUPON_POLICY_REISSUE_FRESH_EXPIRY
+    coupon, till = await world.coupon(with_refund(cash_voucher("30.00"), used_coupon=policy)), world.cashier()
+    paid = await spent(world, coupon, "30.00", till)
+    request = refund(paid)
+
+    def effects() -> int:
+        refunds = len(contra(world.books.assert_agree(coupon.coupon_id), paid))
+        owned = len(world.books.everywhere("SELECT 1 FROM coupon_info WHERE user_id = %s", coupon.user_id))
+        assert owned == 1 + refunds
+        return refunds
+
+    return Mutation(request, with_(request, amount=yuan("30.00")), till, effects)
+
+
+async def refund_lines_of_an_order(world: World) -> Mutation:
+    order = await paid_order(world)
+    request = refund_order(order.till, order.order_id, a="", b="10.00")
+
+    def effects() -> int:
+        # Emptied by the order, the card goes over REFUNDED: two rows for one refund.
+        card = len(contra(world.books.assert_agree(order.card.coupon_id), order.card_transaction))
+        coupon = len(contra(world.books.assert_agree(order.coupon.coupon_id), order.coupon_transaction))
+        assert card == 2 * coupon
+        return coupon
+
+    return Mutation(request, refund_order(order.till, order.order_id, request.request_id), order.till, effects)
+
+
 MakeMutation = Callable[[World], Awaitable[Mutation]]
 
 MUTATIONS: list[MakeMutation] = [
@@ -192,4 +235,7 @@ MUTATIONS: list[MakeMutation] = [
     consume_by_code,
     cashier_consume,
     cashier_consume_with_a_header,
+    refund_transaction,
+    refund_the_whole_transaction,
+    refund_lines_of_an_order,
 ]

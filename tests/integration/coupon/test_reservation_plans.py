@@ -37,7 +37,8 @@ FILL = (
     "LPAD(n DIV 128, 19, '0'), 1 + n % 3, 100, 10, 10, NULL, '2030-01-01' "
     "FROM (SELECT seq AS n FROM seq_1_to_{rows}) numbers",
     "INSERT INTO coupon_transaction (shard, transaction_id, coupon_id, user_id, merchant_id, order_id, amount_minor, "
-    "deduction_minor, balance_after_minor, settlement_held, caller, request_id, consume_time) SELECT n % 128, CONCAT('TX', n), LPAD(n, 19, '0'), n, 'm', CONCAT('o-', n), 10, "
+    "deduction_minor, balance_after_minor, settlement_held, caller, request_id, consume_time) "
+    "SELECT n % 128, CONCAT('TX', n), LPAD(n, 19, '0'), n, 'm', CONCAT('o-', n), 10, "
     "10, 0, 0, CONCAT('till-', n % 128), CONCAT('q-', n DIV 128), '2026-01-01' "
     "FROM (SELECT seq AS n FROM seq_1_to_{rows}) numbers",
     "ANALYZE TABLE reservation, coupon_hold, coupon_transaction",

@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from couponmesh.coupon.v1 import refund_terms_pb2 as couponmesh_dot_coupon_dot_v1_dot_refund__terms__pb2
 from couponmesh.type.v1 import money_pb2 as couponmesh_dot_type_dot_v1_dot_money__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n couponmesh/coupon/v1/batch.proto\x12\x14\x63ouponmesh.coupon.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1e\x63ouponmesh/type/v1/money.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x03\n\x05\x42\x61tch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x05terms\x18\x03 \x01(\x0b\x32 .couponmesh.coupon.v1.BatchTerms\x12\x1b\n\x0etotal_quantity\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0fissued_quantity\x18\x05 \x01(\x03\x12\x13\n\x0b\x63ode_length\x18\x06 \x01(\x05\x12\x35\n\x0b\x62lock_scope\x18\x07 \x01(\x0e\x32 .couponmesh.coupon.v1.BlockScope\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x04\x63\x61ps\x18\t \x01(\x0b\x32\x1f.couponmesh.coupon.v1.BatchCaps\x12\x31\n\x06recall\x18\n \x01(\x0b\x32!.couponmesh.coupon.v1.BatchRecallB\x11\n\x0f_total_quantity\"s\n\tBatchCaps\x12&\n\ruses_per_user\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x01H\x00\x88\x01\x01\x12,\n\tspend_cap\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x10\n\x0e_uses_per_user\"\x9a\x02\n\x0b\x42\x61tchRecall\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32&.couponmesh.coupon.v1.BatchRecallState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x30\n\x05stake\x18\x03 \x01(\x0b\x32!.couponmesh.coupon.v1.RecallStake\x12\x31\n\x06voided\x18\x04 \x01(\x0b\x32!.couponmesh.coupon.v1.RecallStake\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x0bRecallStake\x12\x0f\n\x07\x63oupons\x18\x01 \x01(\x03\x12(\n\x05money\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\x12\x11\n\tunbounded\x18\x03 \x01(\x08\"\xf0\x03\n\nBatchTerms\x12\x37\n\x08\x64iscount\x18\x01 \x01(\x0b\x32#.couponmesh.coupon.v1.DiscountTermsH\x00\x12\x39\n\tthreshold\x18\x02 \x01(\x0b\x32$.couponmesh.coupon.v1.ThresholdTermsH\x00\x12>\n\x0c\x63\x61sh_voucher\x18\x03 \x01(\x0b\x32&.couponmesh.coupon.v1.CashVoucherTermsH\x00\x12\x38\n\tgift_card\x18\x04 \x01(\x0b\x32#.couponmesh.coupon.v1.GiftCardTermsH\x00\x12.\n\nvalid_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\ttime_zone\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12)\n\x0cmerchant_ids\x18\x08 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\xe8\x07\x18\x01\"\x06r\x04\x10\x01\x18 \x12)\n\x10\x64\x61ys_after_claim\x18\t \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc2\x1c(\x00H\x01\x88\x01\x01\x42\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\x42\x13\n\x11_days_after_claim\"\x9f\x01\n\rDiscountTerms\x12-\n\rdiscount_rate\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^0\\.[0-9]{1,4}$\x12\x30\n\rmax_deduction\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\x12-\n\nmin_amount\x18\x03 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\"z\n\x0eThresholdTerms\x12\x35\n\nmin_amount\x18\x01 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x06reduce\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\"x\n\x10\x43\x61shVoucherTerms\x12\x35\n\nface_value\x18\x01 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\x12-\n\nmin_amount\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\"C\n\rGiftCardTerms\x12\x32\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01*s\n\x10\x42\x61tchRecallState\x12\"\n\x1e\x42\x41TCH_RECALL_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x42\x41TCH_RECALL_STATE_RUNNING\x10\x01\x12\x1b\n\x17\x42\x41TCH_RECALL_STATE_DONE\x10\x02*o\n\nBlockScope\x12\x1b\n\x17\x42LOCK_SCOPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x42LOCK_SCOPE_CLAIM\x10\x01\x12\x17\n\x13\x42LOCK_SCOPE_CONSUME\x10\x02\x12\x14\n\x10\x42LOCK_SCOPE_BOTH\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n couponmesh/coupon/v1/batch.proto\x12\x14\x63ouponmesh.coupon.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\'couponmesh/coupon/v1/refund_terms.proto\x1a\x1e\x63ouponmesh/type/v1/money.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x03\n\x05\x42\x61tch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x05terms\x18\x03 \x01(\x0b\x32 .couponmesh.coupon.v1.BatchTerms\x12\x1b\n\x0etotal_quantity\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0fissued_quantity\x18\x05 \x01(\x03\x12\x13\n\x0b\x63ode_length\x18\x06 \x01(\x05\x12\x35\n\x0b\x62lock_scope\x18\x07 \x01(\x0e\x32 .couponmesh.coupon.v1.BlockScope\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x04\x63\x61ps\x18\t \x01(\x0b\x32\x1f.couponmesh.coupon.v1.BatchCaps\x12\x31\n\x06recall\x18\n \x01(\x0b\x32!.couponmesh.coupon.v1.BatchRecallB\x11\n\x0f_total_quantity\"s\n\tBatchCaps\x12&\n\ruses_per_user\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x01H\x00\x88\x01\x01\x12,\n\tspend_cap\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x10\n\x0e_uses_per_user\"\x9a\x02\n\x0b\x42\x61tchRecall\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32&.couponmesh.coupon.v1.BatchRecallState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x30\n\x05stake\x18\x03 \x01(\x0b\x32!.couponmesh.coupon.v1.RecallStake\x12\x31\n\x06voided\x18\x04 \x01(\x0b\x32!.couponmesh.coupon.v1.RecallStake\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x0bRecallStake\x12\x0f\n\x07\x63oupons\x18\x01 \x01(\x03\x12(\n\x05money\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\x12\x11\n\tunbounded\x18\x03 \x01(\x08\"\xa3\x04\n\nBatchTerms\x12\x37\n\x08\x64iscount\x18\x01 \x01(\x0b\x32#.couponmesh.coupon.v1.DiscountTermsH\x00\x12\x39\n\tthreshold\x18\x02 \x01(\x0b\x32$.couponmesh.coupon.v1.ThresholdTermsH\x00\x12>\n\x0c\x63\x61sh_voucher\x18\x03 \x01(\x0b\x32&.couponmesh.coupon.v1.CashVoucherTermsH\x00\x12\x38\n\tgift_card\x18\x04 \x01(\x0b\x32#.couponmesh.coupon.v1.GiftCardTermsH\x00\x12.\n\nvalid_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\ttime_zone\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12)\n\x0cmerchant_ids\x18\x08 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\xe8\x07\x18\x01\"\x06r\x04\x10\x01\x18 \x12)\n\x10\x64\x61ys_after_claim\x18\t \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc2\x1c(\x00H\x01\x88\x01\x01\x12\x31\n\x06refund\x18\x1e \x01(\x0b\x32!.couponmesh.coupon.v1.RefundTermsB\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\x42\x13\n\x11_days_after_claim\"\x9f\x01\n\rDiscountTerms\x12-\n\rdiscount_rate\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^0\\.[0-9]{1,4}$\x12\x30\n\rmax_deduction\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\x12-\n\nmin_amount\x18\x03 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\"z\n\x0eThresholdTerms\x12\x35\n\nmin_amount\x18\x01 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x06reduce\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\"x\n\x10\x43\x61shVoucherTerms\x12\x35\n\nface_value\x18\x01 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\x12-\n\nmin_amount\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\"C\n\rGiftCardTerms\x12\x32\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01*s\n\x10\x42\x61tchRecallState\x12\"\n\x1e\x42\x41TCH_RECALL_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x42\x41TCH_RECALL_STATE_RUNNING\x10\x01\x12\x1b\n\x17\x42\x41TCH_RECALL_STATE_DONE\x10\x02*o\n\nBlockScope\x12\x1b\n\x17\x42LOCK_SCOPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x42LOCK_SCOPE_CLAIM\x10\x01\x12\x17\n\x13\x42LOCK_SCOPE_CONSUME\x10\x02\x12\x14\n\x10\x42LOCK_SCOPE_BOTH\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,26 +55,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CASHVOUCHERTERMS'].fields_by_name['face_value']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GIFTCARDTERMS'].fields_by_name['balance']._loaded_options = None
   _globals['_GIFTCARDTERMS'].fields_by_name['balance']._serialized_options = b'\272H\003\310\001\001'
-  _globals['_BATCHRECALLSTATE']._serialized_start=2010
-  _globals['_BATCHRECALLSTATE']._serialized_end=2125
-  _globals['_BLOCKSCOPE']._serialized_start=2127
-  _globals['_BLOCKSCOPE']._serialized_end=2238
-  _globals['_BATCH']._serialized_start=153
-  _globals['_BATCH']._serialized_end=537
-  _globals['_BATCHCAPS']._serialized_start=539
-  _globals['_BATCHCAPS']._serialized_end=654
-  _globals['_BATCHRECALL']._serialized_start=657
-  _globals['_BATCHRECALL']._serialized_end=939
-  _globals['_RECALLSTAKE']._serialized_start=941
-  _globals['_RECALLSTAKE']._serialized_end=1032
-  _globals['_BATCHTERMS']._serialized_start=1035
-  _globals['_BATCHTERMS']._serialized_end=1531
-  _globals['_DISCOUNTTERMS']._serialized_start=1534
-  _globals['_DISCOUNTTERMS']._serialized_end=1693
-  _globals['_THRESHOLDTERMS']._serialized_start=1695
-  _globals['_THRESHOLDTERMS']._serialized_end=1817
-  _globals['_CASHVOUCHERTERMS']._serialized_start=1819
-  _globals['_CASHVOUCHERTERMS']._serialized_end=1939
-  _globals['_GIFTCARDTERMS']._serialized_start=1941
-  _globals['_GIFTCARDTERMS']._serialized_end=2008
+  _globals['_BATCHRECALLSTATE']._serialized_start=2102
+  _globals['_BATCHRECALLSTATE']._serialized_end=2217
+  _globals['_BLOCKSCOPE']._serialized_start=2219
+  _globals['_BLOCKSCOPE']._serialized_end=2330
+  _globals['_BATCH']._serialized_start=194
+  _globals['_BATCH']._serialized_end=578
+  _globals['_BATCHCAPS']._serialized_start=580
+  _globals['_BATCHCAPS']._serialized_end=695
+  _globals['_BATCHRECALL']._serialized_start=698
+  _globals['_BATCHRECALL']._serialized_end=980
+  _globals['_RECALLSTAKE']._serialized_start=982
+  _globals['_RECALLSTAKE']._serialized_end=1073
+  _globals['_BATCHTERMS']._serialized_start=1076
+  _globals['_BATCHTERMS']._serialized_end=1623
+  _globals['_DISCOUNTTERMS']._serialized_start=1626
+  _globals['_DISCOUNTTERMS']._serialized_end=1785
+  _globals['_THRESHOLDTERMS']._serialized_start=1787
+  _globals['_THRESHOLDTERMS']._serialized_end=1909
+  _globals['_CASHVOUCHERTERMS']._serialized_start=1911
+  _globals['_CASHVOUCHERTERMS']._serialized_end=2031
+  _globals['_GIFTCARDTERMS']._serialized_start=2033
+  _globals['_GIFTCARDTERMS']._serialized_end=2100
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from couponmesh.coupon.v1 import refund_terms_pb2 as _refund_terms_pb2
 from couponmesh.type.v1 import money_pb2 as _money_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -282,6 +283,7 @@ class BatchTerms(_message.Message):
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     MERCHANT_IDS_FIELD_NUMBER: _builtins.int
     DAYS_AFTER_CLAIM_FIELD_NUMBER: _builtins.int
+    REFUND_FIELD_NUMBER: _builtins.int
     time_zone: _builtins.str
     """IANA zone in which days are counted; "Asia/Shanghai" when empty."""
     days_after_claim: _builtins.int
@@ -324,6 +326,10 @@ class BatchTerms(_message.Message):
         most 1,000.
         """
 
+    @_builtins.property
+    def refund(self) -> _refund_terms_pb2.RefundTerms:
+        """What a refund does to the coupons; absent means the defaults."""
+
     def __init__(
         self,
         *,
@@ -336,10 +342,11 @@ class BatchTerms(_message.Message):
         time_zone: _builtins.str = ...,
         merchant_ids: _abc.Iterable[_builtins.str] | None = ...,
         days_after_claim: _builtins.int | None = ...,
+        refund: _refund_terms_pb2.RefundTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim", "cash_voucher", b"cash_voucher", "days_after_claim", b"days_after_claim", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "threshold", b"threshold", "valid_from", b"valid_from"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim", "cash_voucher", b"cash_voucher", "days_after_claim", b"days_after_claim", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "refund", b"refund", "threshold", b"threshold", "valid_from", b"valid_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim", "cash_voucher", b"cash_voucher", "days_after_claim", b"days_after_claim", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "merchant_ids", b"merchant_ids", "threshold", b"threshold", "time_zone", b"time_zone", "valid_from", b"valid_from"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim", "cash_voucher", b"cash_voucher", "days_after_claim", b"days_after_claim", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "merchant_ids", b"merchant_ids", "refund", b"refund", "threshold", b"threshold", "time_zone", b"time_zone", "valid_from", b"valid_from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__days_after_claim: _TypeAlias = _typing.Literal["days_after_claim"]  # noqa: Y015
     _WhichOneofArgType__days_after_claim: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim"]  # noqa: Y015

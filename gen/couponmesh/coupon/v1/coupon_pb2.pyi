@@ -88,6 +88,10 @@ class _AuditKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditKind.V
     """The coupon was frozen."""
     AUDIT_KIND_UNFROZEN: _AuditKind.ValueType  # 12
     """The coupon was unfrozen."""
+    AUDIT_KIND_REFUNDED: _AuditKind.ValueType  # 9
+    """What a consumption took was given back, whole or in part."""
+    AUDIT_KIND_REACTIVATED: _AuditKind.ValueType  # 10
+    """An emptied gift card can be used again after a refund."""
     AUDIT_KIND_EXPIRED: _AuditKind.ValueType  # 13
     """The coupon's period was over; what a gift card held stays noted."""
     AUDIT_KIND_RECALLED: _AuditKind.ValueType  # 14
@@ -102,6 +106,8 @@ class _AuditKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditKind.V
     """A user's account was frozen."""
     AUDIT_KIND_ACCOUNT_UNFROZEN: _AuditKind.ValueType  # 31
     """A user's account was unfrozen."""
+    AUDIT_KIND_EXTENDED: _AuditKind.ValueType  # 15
+    """A refund gave an expired gift card a later end."""
 
 class AuditKind(_AuditKind, metaclass=_AuditKindEnumTypeWrapper):
     """What a journal row records."""
@@ -128,6 +134,10 @@ AUDIT_KIND_FROZEN: AuditKind.ValueType  # 11
 """The coupon was frozen."""
 AUDIT_KIND_UNFROZEN: AuditKind.ValueType  # 12
 """The coupon was unfrozen."""
+AUDIT_KIND_REFUNDED: AuditKind.ValueType  # 9
+"""What a consumption took was given back, whole or in part."""
+AUDIT_KIND_REACTIVATED: AuditKind.ValueType  # 10
+"""An emptied gift card can be used again after a refund."""
 AUDIT_KIND_EXPIRED: AuditKind.ValueType  # 13
 """The coupon's period was over; what a gift card held stays noted."""
 AUDIT_KIND_RECALLED: AuditKind.ValueType  # 14
@@ -142,6 +152,8 @@ AUDIT_KIND_ACCOUNT_FROZEN: AuditKind.ValueType  # 30
 """A user's account was frozen."""
 AUDIT_KIND_ACCOUNT_UNFROZEN: AuditKind.ValueType  # 31
 """A user's account was unfrozen."""
+AUDIT_KIND_EXTENDED: AuditKind.ValueType  # 15
+"""A refund gave an expired gift card a later end."""
 Global___AuditKind: _TypeAlias = AuditKind  # noqa: Y015
 
 @_typing.final
@@ -258,6 +270,8 @@ class Transaction(_message.Message):
     SETTLEMENT_HELD_FIELD_NUMBER: _builtins.int
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     REVERSE_TIME_FIELD_NUMBER: _builtins.int
+    REFUNDED_FIELD_NUMBER: _builtins.int
+    REFUNDABLE_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """"TX", the date in the batch's zone, then digits that carry the shard."""
     coupon_id: _builtins.str
@@ -300,6 +314,14 @@ class Transaction(_message.Message):
     def reverse_time(self) -> _timestamp_pb2.Timestamp:
         """When ReverseTransaction gave it back; absent while it stands."""
 
+    @_builtins.property
+    def refunded(self) -> _money_pb2.Money:
+        """What was refunded of the deduction so far."""
+
+    @_builtins.property
+    def refundable(self) -> _money_pb2.Money:
+        """What of the deduction can still be refunded."""
+
     def __init__(
         self,
         *,
@@ -317,10 +339,12 @@ class Transaction(_message.Message):
         settlement_held: _builtins.bool = ...,
         reservation_id: _builtins.str = ...,
         reverse_time: _timestamp_pb2.Timestamp | None = ...,
+        refunded: _money_pb2.Money | None = ...,
+        refundable: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "consume_time", b"consume_time", "deduction", b"deduction", "payable", b"payable", "reverse_time", b"reverse_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "consume_time", b"consume_time", "deduction", b"deduction", "payable", b"payable", "refundable", b"refundable", "refunded", b"refunded", "reverse_time", b"reverse_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "consume_time", b"consume_time", "coupon_id", b"coupon_id", "deduction", b"deduction", "merchant_id", b"merchant_id", "order_id", b"order_id", "payable", b"payable", "request_id", b"request_id", "reservation_id", b"reservation_id", "reverse_time", b"reverse_time", "settlement_held", b"settlement_held", "transaction_id", b"transaction_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "consume_time", b"consume_time", "coupon_id", b"coupon_id", "deduction", b"deduction", "merchant_id", b"merchant_id", "order_id", b"order_id", "payable", b"payable", "refundable", b"refundable", "refunded", b"refunded", "request_id", b"request_id", "reservation_id", b"reservation_id", "reverse_time", b"reverse_time", "settlement_held", b"settlement_held", "transaction_id", b"transaction_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,6 +375,7 @@ class AuditEvent(_message.Message):
     HASH_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     BLOCK_SCOPE_FIELD_NUMBER: _builtins.int
+    ORIGINAL_TRANSACTION_ID_FIELD_NUMBER: _builtins.int
     coupon_id: _builtins.str
     """Whose chain: the coupon, for the kinds BATCH_… the batch_id, for the kinds
     ACCOUNT_… "U" and the user_id in 19 digits.
@@ -381,13 +406,15 @@ class AuditEvent(_message.Message):
     """Why, as the caller gave it; empty for most kinds."""
     block_scope: _batch_pb2.BlockScope.ValueType
     """What is blocked after a change of a batch."""
+    original_transaction_id: _builtins.str
+    """The transaction that this one refunds; empty for everything else."""
     @_builtins.property
     def order_amount(self) -> _money_pb2.Money:
-        """The order amount, where there was one."""
+        """The order amount, where there was one; negative where it went back."""
 
     @_builtins.property
     def deduction(self) -> _money_pb2.Money:
-        """What was taken."""
+        """What was taken or held; negative where it went back."""
 
     @_builtins.property
     def balance_after(self) -> _money_pb2.Money:
@@ -417,10 +444,11 @@ class AuditEvent(_message.Message):
         hash: _builtins.str = ...,
         reason: _builtins.str = ...,
         block_scope: _batch_pb2.BlockScope.ValueType = ...,
+        original_transaction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["balance_after", b"balance_after", "deduction", b"deduction", "event_time", b"event_time", "order_amount", b"order_amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_after", b"balance_after", "block_scope", b"block_scope", "caller", b"caller", "coupon_id", b"coupon_id", "deduction", b"deduction", "event_time", b"event_time", "hash", b"hash", "kind", b"kind", "order_amount", b"order_amount", "prev_hash", b"prev_hash", "reason", b"reason", "request_id", b"request_id", "seq", b"seq", "status_after", b"status_after", "status_before", b"status_before", "trace_id", b"trace_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_after", b"balance_after", "block_scope", b"block_scope", "caller", b"caller", "coupon_id", b"coupon_id", "deduction", b"deduction", "event_time", b"event_time", "hash", b"hash", "kind", b"kind", "order_amount", b"order_amount", "original_transaction_id", b"original_transaction_id", "prev_hash", b"prev_hash", "reason", b"reason", "request_id", b"request_id", "seq", b"seq", "status_after", b"status_after", "status_before", b"status_before", "trace_id", b"trace_id", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from couponmesh.coupon.v1 import coupon_pb2 as _coupon_pb2
+from couponmesh.coupon.v1 import refund_pb2 as _refund_pb2
 from couponmesh.type.v1 import client_context_pb2 as _client_context_pb2
 from couponmesh.type.v1 import money_pb2 as _money_pb2
 from google.protobuf import descriptor as _descriptor
@@ -598,18 +599,26 @@ class GetTransactionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRANSACTION_FIELD_NUMBER: _builtins.int
+    REFUNDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def transaction(self) -> _coupon_pb2.Transaction:
-        """The transaction."""
+        """The consumption; absent when the id or the request_id is a refund's."""
+
+    @_builtins.property
+    def refunds(self) -> _containers.RepeatedCompositeFieldContainer[_refund_pb2.Refund]:
+        """The refunds of the consumption, oldest first, at most 100; or the refund
+        that was asked for.
+        """
 
     def __init__(
         self,
         *,
         transaction: _coupon_pb2.Transaction | None = ...,
+        refunds: _abc.Iterable[_refund_pb2.Refund] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refunds", b"refunds", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ import warnings
 
 from couponmesh.coupon.v1 import coupon_service_pb2 as couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2
 from couponmesh.coupon.v1 import freeze_pb2 as couponmesh_dot_coupon_dot_v1_dot_freeze__pb2
+from couponmesh.coupon.v1 import refund_pb2 as couponmesh_dot_coupon_dot_v1_dot_refund__pb2
 from couponmesh.coupon.v1 import reservation_pb2 as couponmesh_dot_coupon_dot_v1_dot_reservation__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -91,6 +92,16 @@ class CouponServiceStub:
                 '/couponmesh.coupon.v1.CouponService/ReverseTransaction',
                 request_serializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReverseTransactionRequest.SerializeToString,
                 response_deserializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReverseTransactionResponse.FromString,
+                _registered_method=True)
+        self.RefundTransaction = channel.unary_unary(
+                '/couponmesh.coupon.v1.CouponService/RefundTransaction',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_refund__pb2.RefundTransactionRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_refund__pb2.RefundTransactionResponse.FromString,
+                _registered_method=True)
+        self.RefundOrder = channel.unary_unary(
+                '/couponmesh.coupon.v1.CouponService/RefundOrder',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_refund__pb2.RefundOrderRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_refund__pb2.RefundOrderResponse.FromString,
                 _registered_method=True)
         self.GetTransaction = channel.unary_unary(
                 '/couponmesh.coupon.v1.CouponService/GetTransaction',
@@ -253,9 +264,37 @@ class CouponServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RefundTransaction(self, request, context):
+        """Gives back what a consumption took, whole or, of a gift card, in parts; in
+        sum never more than it took.
+
+        Errors: TRANSACTION_NOT_FOUND (also when it is another merchant's),
+        REFUND_EXCEEDS_PAID, ALREADY_REFUNDED, REFUND_INDIVISIBLE,
+        REFUND_CARD_EXPIRED, AMOUNT_*, CURRENCY_NOT_SUPPORTED,
+        IDEMPOTENCY_KEY_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefundOrder(self, request, context):
+        """Refunds an order, whole, by lines, or by parts of lines. What is refunded of
+        a line goes back to what paid for it, coupons and cash, in proportion to
+        what is left of each; all refunds of an order sum to what was paid. The
+        reply says what to pay back in cash.
+
+        Errors: ORDER_NOT_FOUND, ORDER_LINE_NOT_FOUND, ORDER_NOT_REFUNDABLE (its
+        transactions must be refunded one by one), REFUND_EXCEEDS_PAID,
+        ALREADY_REFUNDED, REFUND_CARD_EXPIRED, COUPON_BUSY, AMOUNT_*,
+        CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTransaction(self, request, context):
         """Gives one transaction, by its id, by the request that made it, or by
-        merchant and order (the latest one).
+        merchant and order (the latest one); and its refunds.
 
         Errors: TRANSACTION_NOT_FOUND (also when it is another merchant's).
         """
@@ -370,6 +409,16 @@ def add_CouponServiceServicer_to_server(servicer, server):
                     servicer.ReverseTransaction,
                     request_deserializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReverseTransactionRequest.FromString,
                     response_serializer=couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReverseTransactionResponse.SerializeToString,
+            ),
+            'RefundTransaction': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefundTransaction,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_refund__pb2.RefundTransactionRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_refund__pb2.RefundTransactionResponse.SerializeToString,
+            ),
+            'RefundOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefundOrder,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_refund__pb2.RefundOrderRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_refund__pb2.RefundOrderResponse.SerializeToString,
             ),
             'GetTransaction': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTransaction,
@@ -700,6 +749,60 @@ class CouponService:
             '/couponmesh.coupon.v1.CouponService/ReverseTransaction',
             couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReverseTransactionRequest.SerializeToString,
             couponmesh_dot_coupon_dot_v1_dot_reservation__pb2.ReverseTransactionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefundTransaction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/RefundTransaction',
+            couponmesh_dot_coupon_dot_v1_dot_refund__pb2.RefundTransactionRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_refund__pb2.RefundTransactionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefundOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/RefundOrder',
+            couponmesh_dot_coupon_dot_v1_dot_refund__pb2.RefundOrderRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_refund__pb2.RefundOrderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from couponmesh.coupon.v1 import coupon_service_pb2 as _coupon_service_pb2
 from couponmesh.coupon.v1 import freeze_pb2 as _freeze_pb2
+from couponmesh.coupon.v1 import refund_pb2 as _refund_pb2
 from couponmesh.coupon.v1 import reservation_pb2 as _reservation_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -99,9 +100,29 @@ class CouponServiceStub:
     Errors: REVERSAL_REFUSED, CODE_MISTYPED, COUPON_NOT_FOUND,
     IDEMPOTENCY_KEY_REUSED.
     """
+    RefundTransaction: _aio.UnaryUnaryMultiCallable[_refund_pb2.RefundTransactionRequest, _refund_pb2.RefundTransactionResponse]
+    """Gives back what a consumption took, whole or, of a gift card, in parts; in
+    sum never more than it took.
+
+    Errors: TRANSACTION_NOT_FOUND (also when it is another merchant's),
+    REFUND_EXCEEDS_PAID, ALREADY_REFUNDED, REFUND_INDIVISIBLE,
+    REFUND_CARD_EXPIRED, AMOUNT_*, CURRENCY_NOT_SUPPORTED,
+    IDEMPOTENCY_KEY_REUSED.
+    """
+    RefundOrder: _aio.UnaryUnaryMultiCallable[_refund_pb2.RefundOrderRequest, _refund_pb2.RefundOrderResponse]
+    """Refunds an order, whole, by lines, or by parts of lines. What is refunded of
+    a line goes back to what paid for it, coupons and cash, in proportion to
+    what is left of each; all refunds of an order sum to what was paid. The
+    reply says what to pay back in cash.
+
+    Errors: ORDER_NOT_FOUND, ORDER_LINE_NOT_FOUND, ORDER_NOT_REFUNDABLE (its
+    transactions must be refunded one by one), REFUND_EXCEEDS_PAID,
+    ALREADY_REFUNDED, REFUND_CARD_EXPIRED, COUPON_BUSY, AMOUNT_*,
+    CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED.
+    """
     GetTransaction: _aio.UnaryUnaryMultiCallable[_coupon_service_pb2.GetTransactionRequest, _coupon_service_pb2.GetTransactionResponse]
     """Gives one transaction, by its id, by the request that made it, or by
-    merchant and order (the latest one).
+    merchant and order (the latest one); and its refunds.
 
     Errors: TRANSACTION_NOT_FOUND (also when it is another merchant's).
     """
@@ -287,13 +308,45 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def RefundTransaction(
+        self,
+        request: _refund_pb2.RefundTransactionRequest,
+        context: _aio.ServicerContext[_refund_pb2.RefundTransactionRequest, _abc.Awaitable[_refund_pb2.RefundTransactionResponse]],
+    ) -> _abc.Awaitable[_refund_pb2.RefundTransactionResponse]:
+        """Gives back what a consumption took, whole or, of a gift card, in parts; in
+        sum never more than it took.
+
+        Errors: TRANSACTION_NOT_FOUND (also when it is another merchant's),
+        REFUND_EXCEEDS_PAID, ALREADY_REFUNDED, REFUND_INDIVISIBLE,
+        REFUND_CARD_EXPIRED, AMOUNT_*, CURRENCY_NOT_SUPPORTED,
+        IDEMPOTENCY_KEY_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def RefundOrder(
+        self,
+        request: _refund_pb2.RefundOrderRequest,
+        context: _aio.ServicerContext[_refund_pb2.RefundOrderRequest, _abc.Awaitable[_refund_pb2.RefundOrderResponse]],
+    ) -> _abc.Awaitable[_refund_pb2.RefundOrderResponse]:
+        """Refunds an order, whole, by lines, or by parts of lines. What is refunded of
+        a line goes back to what paid for it, coupons and cash, in proportion to
+        what is left of each; all refunds of an order sum to what was paid. The
+        reply says what to pay back in cash.
+
+        Errors: ORDER_NOT_FOUND, ORDER_LINE_NOT_FOUND, ORDER_NOT_REFUNDABLE (its
+        transactions must be refunded one by one), REFUND_EXCEEDS_PAID,
+        ALREADY_REFUNDED, REFUND_CARD_EXPIRED, COUPON_BUSY, AMOUNT_*,
+        CURRENCY_NOT_SUPPORTED, IDEMPOTENCY_KEY_REUSED.
+        """
+
+    @_abc_1.abstractmethod
     def GetTransaction(
         self,
         request: _coupon_service_pb2.GetTransactionRequest,
         context: _aio.ServicerContext[_coupon_service_pb2.GetTransactionRequest, _abc.Awaitable[_coupon_service_pb2.GetTransactionResponse]],
     ) -> _abc.Awaitable[_coupon_service_pb2.GetTransactionResponse]:
         """Gives one transaction, by its id, by the request that made it, or by
-        merchant and order (the latest one).
+        merchant and order (the latest one); and its refunds.
 
         Errors: TRANSACTION_NOT_FOUND (also when it is another merchant's).
         """

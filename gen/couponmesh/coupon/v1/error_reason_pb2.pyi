@@ -483,6 +483,108 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
           }
         }
     """
+    ERROR_REASON_REFUND_EXCEEDS_PAID: _ErrorReason.ValueType  # 50
+    """More is to be refunded than is left of what was paid. Nothing was refunded;
+    `of` names the transaction or the line.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "REFUND_EXCEEDS_PAID",
+          "domain": "couponmesh",
+          "metadata": {
+            "of": "TX202508110219902325555200042",
+            "amount": "30.00",
+            "left": "20.00"
+          }
+        }
+    """
+    ERROR_REASON_ALREADY_REFUNDED: _ErrorReason.ValueType  # 51
+    """Nothing is left to refund; `of` names the transaction, the order or the line.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "ALREADY_REFUNDED",
+          "domain": "couponmesh",
+          "metadata": {
+            "of": "TX202508110219902325555200042"
+          }
+        }
+    """
+    ERROR_REASON_REFUND_CARD_EXPIRED: _ErrorReason.ValueType  # 52
+    """The gift card's period is over, and its batch refunds nothing to expired cards.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "REFUND_CARD_EXPIRED",
+          "domain": "couponmesh",
+          "metadata": {
+            "coupon_id": "0219902325555200042",
+            "expires_at": "2026-01-01T00:00:00Z"
+          }
+        }
+    """
+    ERROR_REASON_REFUND_INDIVISIBLE: _ErrorReason.ValueType  # 53
+    """A coupon that is used once can be refunded whole only; RefundOrder refunds its
+    order by lines.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "REFUND_INDIVISIBLE",
+          "domain": "couponmesh",
+          "metadata": {
+            "coupon_id": "0219902325555200042",
+            "left": "20.00"
+          }
+        }
+    """
+    ERROR_REASON_ORDER_NOT_FOUND: _ErrorReason.ValueType  # 54
+    """No coupon was consumed for this order of this merchant.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "ORDER_NOT_FOUND",
+          "domain": "couponmesh",
+          "metadata": {
+            "merchant_id": "10086",
+            "order_id": "order-1"
+          }
+        }
+    """
+    ERROR_REASON_ORDER_LINE_NOT_FOUND: _ErrorReason.ValueType  # 55
+    """The order has no such line. An empty line_id names what was consumed without
+    lines.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "ORDER_LINE_NOT_FOUND",
+          "domain": "couponmesh",
+          "metadata": {
+            "order_id": "order-1",
+            "line_id": "line-9"
+          }
+        }
+    """
+    ERROR_REASON_ORDER_NOT_REFUNDABLE: _ErrorReason.ValueType  # 56
+    """The order cannot be refunded as a whole; problem says why. Refund its
+    transactions one by one.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "ORDER_NOT_REFUNDABLE",
+          "domain": "couponmesh",
+          "metadata": {
+            "order_id": "order-1",
+            "problem": "it was paid with coupons of several users"
+          }
+        }
+    """
     ERROR_REASON_USES_LIMIT_REACHED: _ErrorReason.ValueType  # 68
     """The user has consumed coupons of the batch as often as its caps allow.
 
@@ -1018,6 +1120,108 @@ Example of an ErrorInfo:
       "metadata": {
         "request_id": "r-1",
         "problem": "it was refunded"
+      }
+    }
+"""
+ERROR_REASON_REFUND_EXCEEDS_PAID: ErrorReason.ValueType  # 50
+"""More is to be refunded than is left of what was paid. Nothing was refunded;
+`of` names the transaction or the line.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "REFUND_EXCEEDS_PAID",
+      "domain": "couponmesh",
+      "metadata": {
+        "of": "TX202508110219902325555200042",
+        "amount": "30.00",
+        "left": "20.00"
+      }
+    }
+"""
+ERROR_REASON_ALREADY_REFUNDED: ErrorReason.ValueType  # 51
+"""Nothing is left to refund; `of` names the transaction, the order or the line.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "ALREADY_REFUNDED",
+      "domain": "couponmesh",
+      "metadata": {
+        "of": "TX202508110219902325555200042"
+      }
+    }
+"""
+ERROR_REASON_REFUND_CARD_EXPIRED: ErrorReason.ValueType  # 52
+"""The gift card's period is over, and its batch refunds nothing to expired cards.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "REFUND_CARD_EXPIRED",
+      "domain": "couponmesh",
+      "metadata": {
+        "coupon_id": "0219902325555200042",
+        "expires_at": "2026-01-01T00:00:00Z"
+      }
+    }
+"""
+ERROR_REASON_REFUND_INDIVISIBLE: ErrorReason.ValueType  # 53
+"""A coupon that is used once can be refunded whole only; RefundOrder refunds its
+order by lines.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "REFUND_INDIVISIBLE",
+      "domain": "couponmesh",
+      "metadata": {
+        "coupon_id": "0219902325555200042",
+        "left": "20.00"
+      }
+    }
+"""
+ERROR_REASON_ORDER_NOT_FOUND: ErrorReason.ValueType  # 54
+"""No coupon was consumed for this order of this merchant.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "ORDER_NOT_FOUND",
+      "domain": "couponmesh",
+      "metadata": {
+        "merchant_id": "10086",
+        "order_id": "order-1"
+      }
+    }
+"""
+ERROR_REASON_ORDER_LINE_NOT_FOUND: ErrorReason.ValueType  # 55
+"""The order has no such line. An empty line_id names what was consumed without
+lines.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "ORDER_LINE_NOT_FOUND",
+      "domain": "couponmesh",
+      "metadata": {
+        "order_id": "order-1",
+        "line_id": "line-9"
+      }
+    }
+"""
+ERROR_REASON_ORDER_NOT_REFUNDABLE: ErrorReason.ValueType  # 56
+"""The order cannot be refunded as a whole; problem says why. Refund its
+transactions one by one.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "ORDER_NOT_REFUNDABLE",
+      "domain": "couponmesh",
+      "metadata": {
+        "order_id": "order-1",
+        "problem": "it was paid with coupons of several users"
       }
     }
 """
