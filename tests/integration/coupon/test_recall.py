@@ -268,11 +268,11 @@ async def test_a_recall_that_was_cut_short_goes_on_and_counts_nothing_twice(
 async def test_consumes_that_race_with_a_recall_are_consumed_or_voided_and_never_both(world: World) -> None:
     batch_id, till = await world.batch(cash_voucher("5.00")), world.cashier()
     issued: list[OwnedCoupon] = [
-        each for shard in (1, 70) for each in await world.issue(batch_id, world.user(shard), 60)
+        each for shard in (1, 70) for each in await world.issue(batch_id, world.user(shard), 200)
     ]
     for process in world.both:
         await world.known_to(process, issued)
-    gate = asyncio.Semaphore(6)
+    gate = asyncio.Semaphore(3)
 
     async def consume(coupon: OwnedCoupon) -> object:
         async with gate:
