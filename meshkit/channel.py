@@ -15,6 +15,8 @@ from meshkit.telemetry import Telemetry
 # For calls that neither state a timeout nor belong to a request, in seconds.
 FALLBACK_TIMEOUT_S = 5.0
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+# How often a channel pings when it hears nothing, whether calls are under way or not.
+KEEPALIVE_TIME_MS = 10_000
 
 OPTIONS: tuple[tuple[str, int], ...] = (
     # Only the caller knows whether a call may be repeated.
@@ -24,7 +26,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 500),
     # A peer that vanished without a FIN is noticed within 13 s even when nothing is under way.
-    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),

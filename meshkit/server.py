@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from meshkit import logs
+from meshkit.channel import KEEPALIVE_TIME_MS
 from meshkit.config import ServiceConfig
 from meshkit.error_table import ErrorTable
 from meshkit.interceptor import Interceptor
@@ -25,6 +26,8 @@ from meshkit.metrics_endpoint import metrics_served
 from meshkit.telemetry import Telemetry
 
 MAX_METADATA_BYTES = 16 * 1024
+# Half of what channels keep, since pings that wait for a slow network or process arrive closer together.
+SHORTEST_PING_INTERVAL_MS = KEEPALIVE_TIME_MS // 2
 
 C = TypeVar("C", bound=ServiceConfig)
 
@@ -179,9 +182,10 @@ def _server(
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", config.max_message_bytes),
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-            # Channels of meshkit ping every 10 s, also when idle.
+            # Channels of meshkit ping also when idle; from whoever pings more often than this gRPC takes a few pings and
+            # hangs up at the third. Its core ignores an option that it does not know, such as this one with `recv`.
             ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_INTERVAL_MS),
         )
     )
     try:

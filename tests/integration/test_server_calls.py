@@ -11,7 +11,7 @@ from couponmesh.coupon.v1 import cashier_service_pb2_grpc
 from couponmesh.coupon.v1.cashier_service_pb2 import ConsumeRequest, ConsumeResponse
 from couponmesh.risk.v1 import risk_service_pb2_grpc
 from couponmesh.risk.v1.risk_service_pb2 import AssessBatchRequest, Assessment
-from meshkit import context, mysql_errors
+from meshkit import channel, context, mysql_errors, server
 from meshkit.channel import open_channel
 from meshkit.context import RequestContext
 from meshkit.errors import MeshError
@@ -431,3 +431,27 @@ async def test_a_channel_finds_a_server_that_was_long_away_within_a_second() -> 
         assert time.monotonic() - returned < 1
         await channel.close(None)
     telemetry.close()
+
+
+async def test_a_channel_that_pings_while_idle_is_not_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    # gRPC's core sends no pings that are closer together.
+    ping_every_ms = 1_000
+    options = dict(channel.OPTIONS) | {"grpc.keepalive_time_ms": ping_every_ms}
+    monkeypatch.setattr(channel, "OPTIONS", tuple(options.items()))
+    monkeypatch.setattr(server, "SHORTEST_PING_INTERVAL_MS", ping_every_ms // 2)
+    telemetry = Telemetry("till")
+    async with served(cashier()) as endpoints, open_channel(f"127.0.0.1:{endpoints.port}", "till", telemetry) as opened:
+        stub = cashier_service_pb2_grpc.CashierServiceStub(opened)
+        for _ in range(20):
+            assert (await refused(stub.Consume(order()))).reason == "PERMISSION_DENIED"
+        ready = opened.get_state()
+        assert ready is grpc.ChannelConnectivity.READY
+        # A server that minds pings takes two and says GOAWAY at the third.
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(6 * ping_every_ms / 1000):
+                await opened.wait_for_state_change(ready)
+    telemetry.close()
+
+
+def test_a_server_takes_pings_twice_as_often_as_channels_send_them() -> None:
+    assert dict(channel.OPTIONS)["grpc.keepalive_time_ms"] >= server.SHORTEST_PING_INTERVAL_MS * 2
