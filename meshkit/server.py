@@ -182,8 +182,8 @@ def _server(
             ("grpc.max_receive_message_length", config.max_message_bytes),
             ("grpc.max_send_message_length", config.max_message_bytes),
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-            # Channels of meshkit ping also when idle; from whoever pings more often than this gRPC takes a few pings and
-            # hangs up at the third. Its core ignores an option that it does not know, such as this one with `recv`.
+            # Channels of meshkit ping also when idle; gRPC hangs up on whoever pings more often than this. Its core
+            # silently ignores an option that it does not know, such as this one with `recv` in its name.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", SHORTEST_PING_INTERVAL_MS),
         )

