@@ -131,6 +131,20 @@ def load(cls: type[C]) -> C:
         raise SystemExit(2) from None
 
 
+def unknown_variables(cls: type[ServiceConfig]) -> list[str]:
+    """Names of variables with the service's prefix that set nothing, such as misspelt ones, in order."""
+    prefix = _prefix(cls).upper()
+    if not prefix:
+        return []
+    known = {"CONFIG_FILE", *(name.upper() for name in cls.model_fields)}
+    delimiter = cls.model_config.get("env_nested_delimiter") or "__"
+    return sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith(prefix) and name.upper().removeprefix(prefix).partition(delimiter)[0] not in known
+    )
+
+
 def _prefix(cls: type[BaseSettings]) -> str:
     return cls.model_config.get("env_prefix", "")
 

@@ -84,6 +84,11 @@ def principal_of_claims(payload: str) -> Principal:
     )
 
 
+def is_service(metadata: Mapping[str, Any]) -> bool:
+    """Whether the call came directly from another service, so that it has no claims."""
+    return SERVICE_KEY in metadata and JWT_PAYLOAD_KEY not in metadata
+
+
 def edge_address(metadata: Mapping[str, Any]) -> str:
     """The caller's address as the edge saw it: the last element of X-Forwarded-For, which the edge itself appends."""
     forwarded = metadata.get(FORWARDED_FOR_KEY)

@@ -23,7 +23,7 @@ from meshkit.context import RequestContext
 from meshkit.deadlines import Deadlines
 from meshkit.error_table import DETAILS_KEY, ErrorTable
 from meshkit.errors import InvalidFields, MeshError
-from meshkit.identity import Identities, edge_address
+from meshkit.identity import Identities, edge_address, is_service
 from meshkit.mysql_errors import CommitOutcomeUnknown, DatabaseUnavailable, Deadlock
 from meshkit.rpc_metrics import RpcMetrics
 from meshkit.telemetry import LATENCY_BUCKETS, Telemetry
@@ -35,6 +35,8 @@ _VISIBLE_ASCII = re.compile(r"[!-~]{1,64}")
 _OK = (grpc.StatusCode.OK, "OK")
 # What a database may do to any request. It can be repeated: a mutation looks for its own record first.
 _DATABASE_AWAY = (DatabaseUnavailable, CommitOutcomeUnknown, Deadlock)
+# Refusals that somebody will ask about, and of which there are few.
+_RISK_REASONS = frozenset({"RISK_REJECTED", "RISK_UNAVAILABLE"})
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
 Behaviour = Callable[[Any, ServicerContext], Awaitable[Message]]
@@ -135,7 +137,9 @@ class _Rpc:
         """Answers one call; every way out of it is counted."""
         started = time.monotonic()
         metadata: dict[str, Any] = dict(wire.invocation_metadata() or ())
-        hop = tracing.arrive(metadata.get(tracing.TRACEPARENT_KEY), self._telemetry.sample_ratio)
+        hop = tracing.arrive(
+            metadata.get(tracing.TRACEPARENT_KEY), self._telemetry.sample_ratio, trusted=is_service(metadata)
+        )
         call = _Call(wire, metadata, hop, hop.parent_id, started)
         if hop.sampled and self._telemetry.records:
             return await self._serve_traced(raw, call)
@@ -159,6 +163,10 @@ class _Rpc:
         try:
             reply = await self._attempt(raw, call)
         except MeshError as error:
+            if error.reason in _RISK_REASONS:
+                self._tell_of_risk(call, error)
+            elif error.reason == "INTERNAL":
+                shared.log.error("rpc_failed", rpc=self._rule.rpc, trace_id=call.hop.trace_id, **logs.describe(error))  # noqa: TRY400 - as below.
             await self._refuse(call, error)
         except _DATABASE_AWAY:
             await self._refuse(call, MeshError("UNAVAILABLE", part="mysql"))
@@ -226,6 +234,23 @@ class _Rpc:
             raise
         finally:
             clock.leave(ticket)
+
+    def _tell_of_risk(self, call: _Call, error: MeshError) -> None:
+        request = context.current_or_none()
+        caller = ""
+        # A shopper's token may name nobody but the shopper, and a person is not written to the log.
+        if request is not None and (
+            request.principal.service or request.principal.client_id != request.principal.subject
+        ):
+            caller = request.principal.client_id
+        self._shared.log.info(
+            "risk_refused",
+            rpc=self._rule.rpc,
+            reason=error.reason,
+            rules=error.metadata.get("rules", ""),
+            caller=caller,
+            trace_id=call.hop.trace_id,
+        )
 
     async def _refuse(self, call: _Call, error: MeshError) -> NoReturn:
         shared = self._shared

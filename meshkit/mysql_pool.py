@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from meshkit.mysql_connection import MysqlConnection
 from meshkit.mysql_errors import DatabaseTimeout, DatabaseUnavailable
 from meshkit.shard_map import Dsn
+
+_log = logging.getLogger(__name__)
 
 # How long after a failed attempt further ones fail without being made.
 _AWAY_MEMORY_S = 0.1
@@ -46,6 +49,7 @@ class ConnectionPool:
         self._closed = False
         self._away_until = 0.0
         self._away_reason = ""
+        self._away = False
         self.opened_total = 0
         self.discarded_total = 0
 
@@ -151,9 +155,23 @@ class ConnectionPool:
             if not isinstance(error, DatabaseTimeout) or timeout_s >= settings.connect_timeout_s:
                 self._away_until = asyncio.get_running_loop().time() + _AWAY_MEMORY_S
                 self._away_reason = str(error)
+                self._note(error)
             raise
+        self._note(None)
         self.opened_total += 1
         return connection
+
+    def _note(self, failure: DatabaseUnavailable | None) -> None:
+        """Logs when the server goes away and when it is back, not every attempt in between."""
+        away = failure is not None
+        if away == self._away:
+            return
+        self._away = away
+        if failure is None:
+            _log.warning("database_back", extra={"database": self._dsn.name})
+        else:
+            fields = {"database": self._dsn.name, "error": type(failure).__name__, "code": failure.code}
+            _log.warning("database_away", extra=fields)
 
     def _discard(self, connection: MysqlConnection) -> None:
         self.discarded_total += 1

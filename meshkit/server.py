@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from meshkit import logs
 from meshkit.channel import KEEPALIVE_TIME_MS
-from meshkit.config import ServiceConfig
+from meshkit.config import ServiceConfig, unknown_variables
 from meshkit.error_table import ErrorTable
 from meshkit.interceptor import Interceptor
 from meshkit.metrics_endpoint import metrics_served
@@ -73,6 +73,8 @@ def run(config: C, build: Build[C], *, error_reasons: Sequence[EnumDescriptor]) 
     """
     logs.configure(config.service_name, config.log_level, config.log_format)
     log = logs.logger("meshkit.server")
+    if unknown := unknown_variables(type(config)):
+        log.warning("variables_unknown", variables=unknown)
     try:
         uvloop.run(_live(config, build, error_reasons))
     except Exception as error:  # noqa: BLE001 - the boundary of the process.

@@ -37,26 +37,27 @@ class Hop(NamedTuple):
     sampled: bool
 
 
-def arrive(traceparent: str | None, sample_ratio: float) -> Hop:
+def arrive(traceparent: str | None, sample_ratio: float, *, trusted: bool) -> Hop:
     """Decides on sampling from the header alone, before any span exists.
 
-    A caller's decision to sample is kept. An undecided trace is sampled by the last 56 bits of its id, which are random
-    (W3C Trace Context level 2), so every service of one ratio decides alike without a flag.
+    Where a request comes in, neither its flag nor its trace id has a say, both of which a client chooses; the services
+    behind follow the flag of the service that calls.
 
     Args:
         traceparent: The header, or None; one that is malformed counts as none.
         sample_ratio: Share of traces to sample, 0 to 1.
+        trusted: Whether a service of ours sent it.
     """
     match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
     if match is None:
         trace_id = f"{random.getrandbits(128) or 1:032x}"
-        return Hop(trace_id, NO_SPAN, _chosen(trace_id, sample_ratio))
+        return Hop(trace_id, NO_SPAN, _chosen(sample_ratio))
     trace_id, parent_id, flags = match.groups()
-    return Hop(trace_id, parent_id, bool(int(flags, 16) & 1) or _chosen(trace_id, sample_ratio))
+    return Hop(trace_id, parent_id, bool(int(flags, 16) & 1) if trusted else _chosen(sample_ratio))
 
 
-def _chosen(trace_id: str, sample_ratio: float) -> bool:
-    return sample_ratio > 0 and int(trace_id[18:], 16) < sample_ratio * (1 << 56)
+def _chosen(sample_ratio: float) -> bool:
+    return random.getrandbits(53) < sample_ratio * (1 << 53)
 
 
 def depart(trace_id: str, span_id: str, *, sampled: bool) -> str:

@@ -21,6 +21,9 @@ NAMES = ("coupon", "risk", "settle", "campaign")
 _ANSWER_TIMEOUT_S = 1.0
 # gRPC would send even loopback calls to an HTTP proxy that the shell names.
 _NO_PROXY = {"no_grpc_proxy": "127.0.0.1,localhost"}
+# gRPC's core writes lines of its own form to stderr, without it even of connections that end well. It reads the variable
+# when it is imported, so a service cannot set it for itself.
+_QUIET_GRPC = {"GRPC_VERBOSITY": "ERROR"}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -128,7 +131,7 @@ class Service(Component):
         inherited = {name: value for name, value in os.environ.items() if not is_setting(name)}
         # -P: the stack's folder, in which it runs, is no place to import from.
         argv = [sys.executable, "-P", "-m", f"{self.service}_svc"]
-        return Command(argv, {**inherited, "PYTHONUNBUFFERED": "1", **_NO_PROXY, **self.environment()})
+        return Command(argv, {**_QUIET_GRPC, **inherited, "PYTHONUNBUFFERED": "1", **_NO_PROXY, **self.environment()})
 
     def check(self) -> None:
         """Asks gRPC health, which says SERVING once the service took up its work."""

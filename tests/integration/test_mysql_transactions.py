@@ -570,7 +570,7 @@ async def until_heals(database: Database) -> None:
 
 
 async def test_a_killed_server_fails_callers_fast_and_the_pool_heals_when_it_is_back(
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running_mariadb(tmp_path_factory.mktemp("killed")) as server:
         dsn = await server.create(SCHEMA)
@@ -588,6 +588,8 @@ async def test_a_killed_server_fails_callers_fast_and_the_pool_heals_when_it_is_
             await until_heals(database)
             assert await balance_of(database, 1) is None
             assert database.pool.lent == 0
+    events = [record.message for record in caplog.records if record.name == "meshkit.mysql_pool"]
+    assert events == ["database_away", "database_back"]
 
 
 async def test_a_server_whose_binary_log_holds_statements_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -393,12 +393,70 @@ async def test_a_request_that_is_not_sampled_writes_no_span_but_keeps_its_trace_
     assert [spans(tmp_path / name) for name in ("coupon.jsonl", "client.jsonl", "risk.jsonl")] == [[], [], []]
 
 
-async def test_a_caller_that_samples_is_followed_at_every_hop(tmp_path: Path) -> None:
+async def test_a_client_cannot_have_its_call_sampled(tmp_path: Path) -> None:
     metadata = (*TILL, ("traceparent", f"00-{TRACE_ID}-{SPAN_ID}-01"))
-    await hop(tmp_path, sample_ratio=0.0, metadata=metadata)
-    (coupon,), (risk_span,) = spans(tmp_path / "coupon.jsonl"), spans(tmp_path / "risk.jsonl")
-    assert (coupon["trace_id"], coupon["parent_span_id"]) == (TRACE_ID, SPAN_ID)
-    assert risk_span["trace_id"] == TRACE_ID
+    near, _ = await hop(tmp_path, sample_ratio=0.0, metadata=metadata)
+    assert near.trace_id == TRACE_ID
+    assert [spans(tmp_path / name) for name in ("coupon.jsonl", "client.jsonl", "risk.jsonl")] == [[], [], []]
+
+
+async def test_a_service_that_samples_is_followed(tmp_path: Path) -> None:
+    file = tmp_path / "risk.jsonl"
+    metadata = (("x-mesh-service", "coupon_svc"), ("traceparent", f"00-{TRACE_ID}-{SPAN_ID}-01"))
+    async with (
+        served(risk(lambda: None), service_name="risk_svc", trace_file=file, trace_sample_ratio=0.0) as endpoints,
+        grpc.aio.insecure_channel(f"127.0.0.1:{endpoints.port}") as opened,
+    ):
+        await risk_service_pb2_grpc.RiskServiceStub(opened).AssessBatch(ASSESSMENT, metadata=metadata)
+    (span,) = spans(file)
+    assert (span["trace_id"], span["parent_span_id"]) == (TRACE_ID, SPAN_ID)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "who", "caller"),
+    [
+        (MeshError("RISK_REJECTED", rules="user-hourly"), TILL, "till"),
+        (MeshError("RISK_UNAVAILABLE"), TILL, "till"),
+        (
+            MeshError("RISK_REJECTED", rules="user-hourly"),
+            (token(sub="42", roles=["cashier"], merchant_id="10086"),),
+            "",
+        ),
+    ],
+    ids=["rejected", "unavailable", "a person"],
+)
+async def test_a_refusal_by_risk_control_is_logged_without_naming_a_person(
+    refusal: MeshError, who: tuple[tuple[str, str], ...], caller: str
+) -> None:
+    async def consume(_: ConsumeRequest) -> ConsumeResponse:
+        raise refusal
+
+    with capture_logs() as events:
+        async with served(cashier(consume)) as endpoints, till(endpoints) as client:
+            metadata = (*who, ("traceparent", f"00-{TRACE_ID}-{SPAN_ID}-00"))
+            assert (await refused(client.Consume(order(), metadata=metadata))).reason == refusal.reason
+    (event,) = [event for event in events if event["event"] == "risk_refused"]
+    assert event == {
+        "event": "risk_refused",
+        "log_level": "info",
+        "source": "meshkit.rpc",
+        "rpc": CONSUME,
+        "reason": refusal.reason,
+        "rules": refusal.metadata.get("rules", ""),
+        "caller": caller,
+        "trace_id": TRACE_ID,
+    }
+
+
+async def test_an_internal_error_that_a_use_case_raises_itself_is_logged() -> None:
+    async def consume(_: ConsumeRequest) -> ConsumeResponse:
+        raise MeshError("INTERNAL")
+
+    with capture_logs() as events:
+        async with served(cashier(consume)) as endpoints, till(endpoints) as client:
+            refusal = await refused(client.Consume(order(), metadata=TILL))
+    (event,) = [event for event in events if event["event"] == "rpc_failed"]
+    assert (event["log_level"], event["trace_id"]) == ("error", refusal.metadata["trace_id"])
 
 
 async def test_a_channel_finds_a_server_that_was_long_away_within_a_second() -> None:

@@ -214,6 +214,14 @@ async def test_a_bad_configuration_ends_the_process_with_status_2_and_names_ever
     assert "SERVED_LISTEN" in text
 
 
+async def test_misspelt_variables_are_named_and_do_not_stop_the_start() -> None:
+    async with process(SERVED_GRACE_SECONDS="hunter2") as service:
+        event = await service.until("variables_unknown")
+        assert event["variables"] == ["SERVED_GRACE_SECONDS"]
+        await service.until("service_serving")
+    assert "hunter2" not in str(service.events)
+
+
 @pytest.mark.parametrize("package", ["settle_svc", "campaign_svc"])
 async def test_a_service_that_owns_a_schema_does_not_start_without_knowing_where(package: str) -> None:
     prefix = package.removesuffix("_svc").upper()

@@ -5,7 +5,7 @@ import pytest
 from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import SettingsConfigDict
 
-from meshkit.config import ConfigError, ServiceConfig, load, parse
+from meshkit.config import ConfigError, ServiceConfig, load, parse, unknown_variables
 
 
 class Window(BaseModel):
@@ -122,3 +122,16 @@ def test_a_configuration_does_not_change_after_the_start() -> None:
 def test_a_secret_does_not_show_in_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MADEUP_KEY", "hunter2")
     assert "hunter2" not in repr(parse(MadeUpConfig))
+
+
+def test_variables_that_set_nothing_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MADEUP_LISTEN", "madeup_drain_s", "MADEUP_WINDOW__LIMIT", "MADEUP_CONFIG_FILE", "OTHER_LISTEN"):
+        monkeypatch.setenv(name, "")
+    assert unknown_variables(MadeUpConfig) == []
+    monkeypatch.setenv("MADEUP_LISTNE", "127.0.0.1:1")
+    monkeypatch.setenv("MADEUP_WINDWO__LIMIT", "3")
+    assert unknown_variables(MadeUpConfig) == ["MADEUP_LISTNE", "MADEUP_WINDWO__LIMIT"]
+
+
+def test_a_service_without_a_prefix_claims_no_variable() -> None:
+    assert unknown_variables(ServiceConfig) == []
