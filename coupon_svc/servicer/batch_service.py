@@ -8,11 +8,11 @@ import grpc
 
 from coupon_svc.app.batches import Batches
 from coupon_svc.app.recall import RecallBatch
-from coupon_svc.domain.batch import Batch, BlockScope
+from coupon_svc.domain.batch import Batch
 from coupon_svc.domain.terms import Terms
 from coupon_svc.servicer.recall import RecallRpcs
 from coupon_svc.servicer.requests import CallReader, caps_from, terms_from
-from coupon_svc.servicer.responses import batch_message
+from coupon_svc.servicer.responses import batch_message, block_scope_from
 from couponmesh.coupon.v1 import batch_service_pb2 as pb
 from couponmesh.coupon.v1.batch_service_pb2_grpc import BatchServiceServicer
 
@@ -61,7 +61,7 @@ class BatchServicer(RecallRpcs, BatchServiceServicer):
         response = await self._batches.block(
             self._calls.read(request, request.request_id),
             batch_id=request.batch_id,
-            scope=BlockScope(request.block_scope),
+            scope=block_scope_from(request.block_scope),
             encode=_blocked,
         )
         return pb.BlockBatchResponse.FromString(response)

@@ -8,7 +8,7 @@ from coupon_svc.app.ports import Consumption, TransactionRow
 from coupon_svc.app.reading import CouponView
 from coupon_svc.app.recall_ports import Recall
 from coupon_svc.domain.account import Account
-from coupon_svc.domain.batch import Batch, Caps, Stake
+from coupon_svc.domain.batch import Batch, BlockScope, Caps, Stake
 from coupon_svc.domain.journal import ACCOUNT_KINDS, BATCH_KINDS, JournalRow
 from coupon_svc.domain.money import CURRENCY
 from coupon_svc.domain.refund_terms import RefundTerms
@@ -70,6 +70,11 @@ def terms_message(terms: Terms) -> batch_pb2.BatchTerms:
     return message
 
 
+def block_scope_from(scope: batch_pb2.BlockScope.ValueType) -> BlockScope:
+    """What a request blocks; the contract has a number of its own for nothing, since 0 stands for a field left out."""
+    return BlockScope.NONE if scope == batch_pb2.BLOCK_SCOPE_NONE else BlockScope(scope)
+
+
 def batch_message(batch: Batch, terms: Terms, recall: Recall | None = None) -> batch_pb2.Batch:
     """A batch as Batch."""
     message = batch_pb2.Batch(
@@ -79,7 +84,7 @@ def batch_message(batch: Batch, terms: Terms, recall: Recall | None = None) -> b
         total_quantity=batch.total_quantity,
         issued_quantity=batch.issued_quantity,
         code_length=batch.code_length,
-        block_scope=batch_pb2.BlockScope.ValueType(int(batch.block_scope)),
+        block_scope=batch_pb2.BlockScope.ValueType(int(batch.block_scope) or batch_pb2.BLOCK_SCOPE_NONE),
         create_time=timestamp(batch.create_time_ms),
     )
     if batch.caps:

@@ -21,8 +21,8 @@ NAMES = ("coupon", "risk", "settle", "campaign")
 _ANSWER_TIMEOUT_S = 1.0
 # gRPC would send even loopback calls to an HTTP proxy that the shell names.
 _NO_PROXY = {"no_grpc_proxy": "127.0.0.1,localhost"}
-# gRPC's core writes lines of its own form to stderr, without it even of connections that end well. It reads the variable
-# when it is imported, so a service cannot set it for itself.
+# gRPC's core writes lines of its own form to stderr, by default even of connections that end well. It reads the
+# variable when it is imported, so a service cannot set it for itself.
 _QUIET_GRPC = {"GRPC_VERBOSITY": "ERROR"}
 
 

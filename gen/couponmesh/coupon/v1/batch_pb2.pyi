@@ -53,25 +53,29 @@ class _BlockScope:
 class _BlockScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BlockScope.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     BLOCK_SCOPE_UNSPECIFIED: _BlockScope.ValueType  # 0
-    """Nothing is blocked."""
+    """Refused in requests, so that nobody lifts a block by leaving the field out."""
     BLOCK_SCOPE_CLAIM: _BlockScope.ValueType  # 1
     """No coupon is issued, claimed or activated."""
     BLOCK_SCOPE_CONSUME: _BlockScope.ValueType  # 2
     """No coupon is consumed."""
     BLOCK_SCOPE_BOTH: _BlockScope.ValueType  # 3
     """Neither."""
+    BLOCK_SCOPE_NONE: _BlockScope.ValueType  # 4
+    """Nothing is blocked."""
 
 class BlockScope(_BlockScope, metaclass=_BlockScopeEnumTypeWrapper):
     """Which uses of a batch are blocked."""
 
 BLOCK_SCOPE_UNSPECIFIED: BlockScope.ValueType  # 0
-"""Nothing is blocked."""
+"""Refused in requests, so that nobody lifts a block by leaving the field out."""
 BLOCK_SCOPE_CLAIM: BlockScope.ValueType  # 1
 """No coupon is issued, claimed or activated."""
 BLOCK_SCOPE_CONSUME: BlockScope.ValueType  # 2
 """No coupon is consumed."""
 BLOCK_SCOPE_BOTH: BlockScope.ValueType  # 3
 """Neither."""
+BLOCK_SCOPE_NONE: BlockScope.ValueType  # 4
+"""Nothing is blocked."""
 Global___BlockScope: _TypeAlias = BlockScope  # noqa: Y015
 
 @_typing.final

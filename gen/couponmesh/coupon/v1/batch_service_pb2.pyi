@@ -149,7 +149,7 @@ class BlockBatchRequest(_message.Message):
     batch_id: _builtins.str
     """The batch; 19 digits."""
     block_scope: _batch_pb2.BlockScope.ValueType
-    """What is blocked from now on; UNSPECIFIED lifts every block."""
+    """What is blocked from now on; NONE lifts every block."""
     def __init__(
         self,
         *,
