@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import grpc
@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from couponmesh.type.v1 import error_reason_pb2, error_spec_pb2
-from meshkit.errors import InvalidFields, MeshError
+from meshkit.errors import InvalidFields, MeshError, Violation
 
 DOMAIN = "couponmesh"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -115,11 +115,13 @@ class ErrorTable:
             return self._static[error.reason]
         return self._build(error.reason, error.metadata, violations)
 
-    def _build(self, reason: str, metadata: dict[str, str], violations: Iterable[tuple[str, str]]) -> WireStatus:
+    def _build(self, reason: str, metadata: dict[str, str], violations: Sequence[Violation]) -> WireStatus:
         spec = self._specs[reason]
         kept = {name: _cut(value) for name, value in list(metadata.items())[:MAX_METADATA_ENTRIES]}
         blanks = _Blanks(kept)
         english = spec.en.format_map(blanks)
+        if violations and violations[0].problem_zh:
+            blanks = _Blanks(kept, problem=violations[0].problem_zh)
         status = status_pb2.Status(code=spec.code, message=english)
         _pack(status, error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=kept))
         _pack(status, error_details_pb2.LocalizedMessage(locale="zh-CN", message=spec.zh.format_map(blanks)))
@@ -128,13 +130,20 @@ class ErrorTable:
             retry = error_details_pb2.RetryInfo()
             retry.retry_delay.FromMilliseconds(spec.retry_after_ms)
             _pack(status, retry)
-        fields = [
-            error_details_pb2.BadRequest.FieldViolation(field=_cut(field), description=_cut(problem))
-            for field, problem in list(violations)[:MAX_VIOLATIONS]
-        ]
+        fields = [_field_violation(each) for each in violations[:MAX_VIOLATIONS]]
         if fields:
             _pack(status, error_details_pb2.BadRequest(field_violations=fields))
         return WireStatus(_CODES[spec.code], english, status.SerializeToString(deterministic=True))
+
+
+def _field_violation(violation: Violation) -> error_details_pb2.BadRequest.FieldViolation:
+    found = error_details_pb2.BadRequest.FieldViolation(
+        field=_cut(violation.field), description=_cut(violation.problem), reason=_cut(violation.reason)
+    )
+    if violation.problem_zh:
+        found.localized_message.locale = "zh-CN"
+        found.localized_message.message = _cut(violation.problem_zh)
+    return found
 
 
 def _pack(status: status_pb2.Status, detail: Message) -> None:

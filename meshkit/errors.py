@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 
 class MeshError(Exception):
@@ -21,16 +22,32 @@ class MeshError(Exception):
         self.metadata = metadata
 
 
+class Violation(NamedTuple):
+    """One field that breaks its rules.
+
+    Attributes:
+        field: Its path.
+        problem: What is wrong with it, in English; continues "the field …".
+        problem_zh: The same in Chinese; empty where there are no words for it.
+        reason: Which rule it is, such as STRING_MIN_LEN, or empty.
+    """
+
+    field: str
+    problem: str
+    problem_zh: str = ""
+    reason: str = ""
+
+
 class InvalidFields(MeshError):
     """A request whose fields break their rules; becomes VALIDATION_FAILED with a BadRequest detail.
 
     Attributes:
-        violations: (field path, problem) pairs, at least one.
+        violations: At least one.
     """
 
-    def __init__(self, violations: Sequence[tuple[str, str]], /) -> None:
+    def __init__(self, violations: Sequence[Violation | tuple[str, str]], /) -> None:
         if not violations:
             raise ValueError("InvalidFields needs at least one violation")
-        field, problem = violations[0]
-        super().__init__("VALIDATION_FAILED", field=field, problem=problem)
-        self.violations = tuple(violations)
+        self.violations = tuple(Violation(*each) for each in violations)
+        first = self.violations[0]
+        super().__init__("VALIDATION_FAILED", field=first.field, problem=first.problem)

@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
-from meshkit import context, logs, tracing
+from meshkit import context, logs, problems, tracing
 from meshkit.access import AccessRule, let_in
 from meshkit.context import RequestContext
 from meshkit.deadlines import Deadlines
@@ -31,7 +31,8 @@ from meshkit.validation import Requests, parse
 
 IDEMPOTENCY_KEY = "idempotency-key"
 
-_VISIBLE_ASCII = re.compile(r"[!-~]{1,64}")
+_IDEMPOTENCY_PATTERN = "^[!-~]{1,64}$"
+_VISIBLE_ASCII = re.compile(_IDEMPOTENCY_PATTERN)
 _OK = (grpc.StatusCode.OK, "OK")
 # What a database may do to any request. It can be repeated: a mutation looks for its own record first.
 _DATABASE_AWAY = (DatabaseUnavailable, CommitOutcomeUnknown, Deadlock)
@@ -197,7 +198,7 @@ class _Rpc:
         stored_ownership = let_in(ownerships, principal, request)
         idempotency_key = metadata.get(IDEMPOTENCY_KEY, "")
         if idempotency_key and not _VISIBLE_ASCII.fullmatch(idempotency_key):
-            raise InvalidFields([(IDEMPOTENCY_KEY, "must be 1 to 64 visible ASCII characters")])
+            raise InvalidFields([problems.violation(IDEMPOTENCY_KEY, "string.pattern", _IDEMPOTENCY_PATTERN, "")])
         # Without a deadline it is None, whatever the stubs say.
         stated_s: Any = call.wire.time_remaining()
         clock: Deadlines | None = None

@@ -7,7 +7,8 @@ from typing import Any
 import protovalidate
 from google.protobuf.message import DecodeError, Message
 
-from meshkit.errors import InvalidFields, MeshError
+from meshkit import problems
+from meshkit.errors import InvalidFields, MeshError, Violation
 
 # Stands where a path would, when the request as a whole is at fault.
 WHOLE_REQUEST = "(request)"
@@ -35,7 +36,7 @@ class Requests:
         """
         violations = self._validator.collect_violations(request)
         if violations:
-            raise InvalidFields([(_path(violation.proto.field), violation.proto.message) for violation in violations])
+            raise InvalidFields([_told(violation) for violation in violations])
 
 
 def parse(message_class: type[Message], raw: bytes) -> Message:
@@ -50,6 +51,11 @@ def parse(message_class: type[Message], raw: bytes) -> Message:
         if "UTF-8" in str(error):
             raise MeshError("INVALID_UTF8") from error
         raise InvalidFields([(WHOLE_REQUEST, f"is not a {message_class.DESCRIPTOR.full_name}")]) from error
+
+
+def _told(violation: protovalidate.Violation) -> Violation:
+    found = violation.proto
+    return problems.violation(_path(found.field), found.rule_id, violation.rule_value, found.message)
 
 
 def _path(field: Any) -> str:

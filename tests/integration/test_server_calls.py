@@ -5,6 +5,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from structlog.testing import capture_logs
 
 from couponmesh.coupon.v1 import cashier_service_pb2_grpc
@@ -102,6 +103,13 @@ async def test_every_field_that_breaks_its_rule_is_named_by_its_path() -> None:
         refusal = await refused(client.Consume(request, metadata=TILL))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "VALIDATION_FAILED")
     assert sorted(refusal.fields) == ["client.ip", "coupon_code", "request_id"]
+    violations = refusal.detail(error_details_pb2.BadRequest).field_violations
+    assert {(each.field, each.description, each.localized_message.message, each.reason) for each in violations} == {
+        ("coupon_code", "must not be empty", "不能为空", "STRING_MIN_LEN"),
+        ("client.ip", "must be an IP address", "须为 IP 地址", "STRING_IP"),
+        ("request_id", "must be at most 64 visible ASCII characters", "最多 64 个可见 ASCII 字符", "STRING_PATTERN"),
+    }
+    assert violations[0].localized_message.message in refusal.languages["zh-CN"]
 
 
 async def test_elements_of_lists_are_named_by_their_index() -> None:

@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from couponmesh.coupon.v1 import error_reason_pb2 as coupon_errors
 from couponmesh.risk.v1 import error_reason_pb2 as risk_errors
 from meshkit.error_table import ErrorTable, WireStatus
-from meshkit.errors import InvalidFields, MeshError
+from meshkit.errors import InvalidFields, MeshError, Violation
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 # Trailers above 8 KiB are dropped by peers; base64 adds a third to the status, which also travels as a message.
@@ -80,6 +80,26 @@ def test_every_invalid_field_is_named(table: ErrorTable) -> None:
     ]
 
 
+def test_a_broken_rule_is_told_in_both_languages_and_by_its_name(table: ErrorTable) -> None:
+    broken = [
+        Violation("name", "must not be empty", "不能为空", "STRING_MIN_LEN"),
+        Violation("client.ip", "is no address"),
+    ]
+    info, chinese, english, bad_request = details(table.status(InvalidFields(broken), TRACE_ID))
+
+    assert isinstance(info, error_details_pb2.ErrorInfo)
+    assert info.metadata == {"field": "name", "problem": "must not be empty"}
+    assert isinstance(chinese, error_details_pb2.LocalizedMessage)
+    assert chinese.message == "请求参数不合法：name：不能为空。"
+    assert isinstance(english, error_details_pb2.LocalizedMessage)
+    assert english.message == "The request is not valid: name: must not be empty."
+    assert isinstance(bad_request, error_details_pb2.BadRequest)
+    first, second = bad_request.field_violations
+    assert (first.reason, first.localized_message.locale) == ("STRING_MIN_LEN", "zh-CN")
+    assert first.localized_message.message == "不能为空"
+    assert (second.reason, second.HasField("localized_message")) == ("", False)
+
+
 def test_invalid_fields_without_a_field_cannot_be_raised() -> None:
     with pytest.raises(ValueError, match="at least one"):
         InvalidFields([])
@@ -111,7 +131,9 @@ def test_braces_in_metadata_are_taken_as_they_are(table: ErrorTable) -> None:
 
 def test_the_largest_status_fits_into_trailers(table: ErrorTable) -> None:
     flood = "长" * 10_000
-    violations = table.status(InvalidFields([(flood, flood)] * 1_000), TRACE_ID)
+    violations = table.status(
+        InvalidFields([Violation(flood, flood, "长" * 30, "REPEATED_MIN_ITEMS")] * 1_000), TRACE_ID
+    )
     metadata = table.status(MeshError("UNKNOWN_FIELD", **{f"name{each}": flood for each in range(1_000)}), TRACE_ID)
     assert len(violations.details) < LARGEST_STATUS_BYTES
     assert len(metadata.details) < LARGEST_STATUS_BYTES
