@@ -75,6 +75,10 @@ def block_scope_from(scope: batch_pb2.BlockScope.ValueType) -> BlockScope:
     return BlockScope.NONE if scope == batch_pb2.BLOCK_SCOPE_NONE else BlockScope(scope)
 
 
+def _block_scope(scope: int) -> batch_pb2.BlockScope.ValueType:
+    return batch_pb2.BlockScope.ValueType(int(scope) or batch_pb2.BLOCK_SCOPE_NONE)
+
+
 def batch_message(batch: Batch, terms: Terms, recall: Recall | None = None) -> batch_pb2.Batch:
     """A batch as Batch."""
     message = batch_pb2.Batch(
@@ -84,7 +88,7 @@ def batch_message(batch: Batch, terms: Terms, recall: Recall | None = None) -> b
         total_quantity=batch.total_quantity,
         issued_quantity=batch.issued_quantity,
         code_length=batch.code_length,
-        block_scope=batch_pb2.BlockScope.ValueType(int(batch.block_scope) or batch_pb2.BLOCK_SCOPE_NONE),
+        block_scope=_block_scope(batch.block_scope),
         create_time=timestamp(batch.create_time_ms),
     )
     if batch.caps:
@@ -190,7 +194,7 @@ def audit_event_message(row: JournalRow) -> coupon_pb2.AuditEvent:
         kind=coupon_pb2.AuditKind.ValueType(int(row.kind)),
         status_before=coupon_pb2.CouponStatus.ValueType(row.status_before if of_coupon else 0),
         status_after=coupon_pb2.CouponStatus.ValueType(row.status_after if of_coupon else 0),
-        block_scope=batch_pb2.BlockScope.ValueType(row.status_after if row.kind in BATCH_KINDS else 0),
+        block_scope=_block_scope(row.status_after) if row.kind in BATCH_KINDS else batch_pb2.BLOCK_SCOPE_UNSPECIFIED,
         reason=row.reason,
         order_amount=money(row.order_amount_minor),
         deduction=money(row.deduction_minor),

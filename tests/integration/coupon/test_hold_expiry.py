@@ -224,7 +224,7 @@ async def test_a_frozen_coupon_or_account_or_a_blocked_batch_is_not_confirmed_un
     await world.block(card.batch_id, batch_pb2.BLOCK_SCOPE_CONSUME)
     # Every process obeys within a second.
     await eventually(lambda: _is_refused(world, order, "BATCH_BLOCKED"), timeout_s=2)
-    await world.block(card.batch_id, batch_pb2.BLOCK_SCOPE_UNSPECIFIED)
+    await world.block(card.batch_id, batch_pb2.BLOCK_SCOPE_NONE)
 
     async def confirmed() -> bool:
         return not await _is_refused(world, order, "BATCH_BLOCKED")

@@ -99,7 +99,7 @@ async def test_a_preview_shows_counts_and_money_and_changes_nothing(world: World
         (coupon_pb2.COUPON_STATUS_FROZEN, 1, 10_000),
     }
     assert not reply.batch.HasField("recall")
-    assert reply.batch.block_scope == batch_pb2.BLOCK_SCOPE_UNSPECIFIED
+    assert reply.batch.block_scope == batch_pb2.BLOCK_SCOPE_NONE
     assert world.books.records(request.request_id) == []
     await world.one.consume(alone, "1.00", till)
 
@@ -167,7 +167,9 @@ async def test_a_recalled_batch_is_blocked_everywhere_at_once_and_for_good(world
     for request in (
         coupons.IssueCouponsRequest(request_id=request_id(), batch_id=batch_id, quantity=1),
         coupons.ActivateCouponRequest(request_id=request_id(), code=code.code, user_id=world.user()),
-        batch_service_pb2.BlockBatchRequest(request_id=request_id(), batch_id=batch_id),
+        batch_service_pb2.BlockBatchRequest(
+            request_id=request_id(), batch_id=batch_id, block_scope=batch_pb2.BLOCK_SCOPE_NONE
+        ),
         preview(batch_id),
     ):
         assert (await refusal(world.two.call(request, OPERATOR))).reason == "BATCH_RECALLED"
@@ -226,7 +228,7 @@ async def test_a_recall_is_repeated_by_its_request_id_and_another_is_refused(wor
 async def test_a_batchs_changes_are_chained_in_the_journal_and_its_row_holds_the_head(world: World) -> None:
     batch_id = await world.batch(cash_voucher("5.00"))
     await world.block(batch_id, batch_pb2.BLOCK_SCOPE_CLAIM)
-    await world.block(batch_id, batch_pb2.BLOCK_SCOPE_UNSPECIFIED)
+    await world.block(batch_id, batch_pb2.BLOCK_SCOPE_NONE)
     await begin(world, batch_id)
     journal = world.books.assert_chained(batch_id)
     assert [(row.kind.name, row.status_before, row.status_after, row.reason) for row in journal] == [
@@ -239,7 +241,7 @@ async def test_a_batchs_changes_are_chained_in_the_journal_and_its_row_holds_the
     assert head == [(4, journal[-1].hash)]
     auditor = Caller("audit-desk", ("auditor",))
     events = (await world.one.call(coupons.ListAuditEventsRequest(coupon_id=batch_id), auditor)).events
-    assert [(event.kind, event.block_scope) for event in events] == [(20, 0), (21, 1), (21, 0), (22, 3)]
+    assert [(event.kind, event.block_scope) for event in events] == [(20, 4), (21, 1), (21, 4), (22, 3)]
     assert {(event.status_before, event.status_after) for event in events} == {(0, 0)}
 
 
