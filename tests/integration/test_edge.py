@@ -3,6 +3,7 @@ import json
 import ssl
 import stat
 import time
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,6 +221,48 @@ async def test_a_body_of_unknown_length_over_the_limit_gets_413(client: httpx.As
 
     reply = await client.post(CONSUME, content=chunks(), headers=JSON)
     assert (reply.status_code, reply.json()["reason"]) == (413, "BODY_TOO_LARGE")
+
+
+# Refusals that need nothing of the body; each was lost by curl now and then when the edge did not wait for it.
+EARLY_REFUSALS = {
+    "unsupported media type": (415, CONSUME, ["-H", "content-type: text/plain"]),
+    "compressed": (415, CONSUME, ["-H", "content-encoding: gzip"]),
+    "no token": (401, CONSUME, ["-H", "authorization:"]),
+    "bad token": (401, CONSUME, ["-H", "authorization: Bearer not.a.token"]),
+    "unknown path": (404, "/api/v1/nothing", []),
+    "unknown path outside of REST": (404, "/nothing", []),
+    "gRPC path": (404, CONSUME_RPC, []),
+    "other method": (405, "/api/v1/batches/1", []),
+    "stray query": (400, f"{CONSUME}?amount=1", []),
+}
+EARLY_CALLS = 20
+
+
+@pytest.mark.parametrize("body_bytes", [200, 90_000])
+@pytest.mark.parametrize("kind", EARLY_REFUSALS)
+async def test_curl_over_http2_never_loses_a_refusal_that_needs_nothing_of_the_body(
+    edge: Edge, kind: str, body_bytes: int, tmp_path: Path
+) -> None:
+    status, path, options = EARLY_REFUSALS[kind]
+    body = tmp_path / "body.json"
+    body.write_text(json.dumps({"coupon_code": "x" * body_bytes}))
+    base = ["-sS", "--http2", "--max-time", "20", "--cacert", str(edge.authority), "-X", "POST"]
+    # A header given twice is sent twice, so the kind's own take the place of these.
+    given = {"content-type": "application/json", "authorization": f"Bearer {edge.token()}"}
+    given |= {name: value.strip() for name, _, value in (text.partition(":") for text in options[1::2])}
+    headers = [word for name, value in given.items() for word in ("-H", f"{name}: {value}")]
+    shown = ["--data-binary", f"@{body}", "-w", "\n%{http_code} %{http_version}", f"{edge.url}{path}"]
+
+    async def refusal() -> tuple[str, str]:
+        curl = await asyncio.create_subprocess_exec("curl", *base, *headers, *shown, stdout=PIPE, stderr=STDOUT)
+        output, _ = await curl.communicate()
+        reply, _, outcome = output.decode().rpartition("\n")
+        return outcome, reply
+
+    for _ in range(EARLY_CALLS // 4):
+        for outcome, reply in await asyncio.gather(*(refusal() for _ in range(4))):
+            assert outcome == f"{status} 2", reply
+            assert json.loads(reply)["code"] == status
 
 
 @pytest.mark.parametrize(
