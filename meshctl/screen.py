@@ -100,6 +100,16 @@ def health_table(healths: Sequence[Health]) -> Table:
     return table
 
 
+def say_what_to_do(healths: Sequence[Health], console: Console) -> None:
+    """Names the parts that do not serve, and the way out; silent when all do."""
+    ended = [health.component for health in healths if health.state == "ended"]
+    waiting = [health.component for health in healths if health.state == "not ready"]
+    if ended:
+        console.print(f"\n{', '.join(ended)} ended: `meshctl down`, then `meshctl up` starts it all again; data stays")
+    if waiting:
+        console.print(f"\n{', '.join(waiting)} runs but does not serve: `meshctl logs {waiting[0]}` may say why")
+
+
 def describe(stack: LocalStack, healths: Sequence[Health], phase: str) -> dict[str, object]:
     """The same for programs, ready for JSON."""
     return {
