@@ -67,6 +67,7 @@ class Health:
         pid: its process, None when it ended.
         endpoint: where it listens.
         log: its output.
+        last_line: the end of that, cut short; only when it ended.
     """
 
     component: str
@@ -75,6 +76,7 @@ class Health:
     pid: int | None
     endpoint: str
     log: Path
+    last_line: str = ""
 
 
 class LocalStack:
@@ -403,14 +405,12 @@ def _replicas(counts: Mapping[str, int]) -> dict[str, tuple[str, int]]:
 def _health(component: Component, ended: Mapping[str, str]) -> Health:
     process = component.process
     if process is None or not component.is_running:
-        condition, detail, pid = "ended", ended.get(component.name) or component.exit_description(), None
-        last = component.last_lines(1)
-        if last:
-            detail = f"{detail}; last line of its log: {last[0][:_LAST_LINE_MAX]}"
-    else:
-        condition, detail, pid = "ok", "", process.pid
-        try:
-            component.check()
-        except NotReady as reason:
-            condition, detail = "not ready", str(reason)
-    return Health(component.name, condition, detail, pid, component.endpoint, component.log)
+        how = ended.get(component.name) or component.exit_description()
+        last_line = "".join(component.last_lines(1))[:_LAST_LINE_MAX]
+        return Health(component.name, "ended", how, None, component.endpoint, component.log, last_line)
+    condition, detail = "ok", ""
+    try:
+        component.check()
+    except NotReady as reason:
+        condition, detail = "not ready", str(reason)
+    return Health(component.name, condition, detail, process.pid, component.endpoint, component.log)
