@@ -1,47 +1,18 @@
-"""The command line `meshctl`: a registry of its commands, each in a module of its own."""
+"""The program `meshctl`: until its commands are loaded, a Ctrl-C ends it without a word."""
 
 from __future__ import annotations
 
-import sys
-
-import typer
-from rich.console import Console
-from rich.markup import escape
-
-from meshctl.certs import certs
-from meshctl.demo.command import demo
-from meshctl.down import down
-from meshctl.logs import logs
-from meshctl.migrate import migrate
-from meshctl.stack.failures import StackError, StartAborted
-from meshctl.status import status
-from meshctl.token import token
-from meshctl.up import up
-
-_COMMANDS = (up, down, status, logs, migrate, demo, token, certs)
-_CALLED_OFF = 130
-
-
-def build() -> typer.Typer:
-    """The command line with all its commands."""
-    app = typer.Typer(
-        help="Runs and operates couponmesh.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
-    for command in _COMMANDS:
-        app.command()(command)
-    return app
+import signal
 
 
 def main() -> None:
-    """Runs the command that the arguments name; a fault that a person can understand is shown as one message."""
-    try:
-        build()()
-    except StackError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(str(error))}")
-        sys.exit(_CALLED_OFF if isinstance(error, StartAborted) else 1)
+    """Loads the commands and runs the one that the arguments name."""
+    usual = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Takes most of a second, in which a KeyboardInterrupt would show where some library stood.
+    from meshctl.commands import run  # noqa: PLC0415
+
+    signal.signal(signal.SIGINT, usual)
+    run()
 
 
 if __name__ == "__main__":

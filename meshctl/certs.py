@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from meshctl.edge.certificates import ensure_certificate, make_certificate
+from meshctl.options import DEFAULT_MESH, AsJson, Mesh
 
 
 def certs(
     renew: Annotated[bool, typer.Option("--renew", help="Make a new one now; Envoy shows it after a restart.")] = False,
-    mesh: Annotated[Path, typer.Option(help="The stack's folder.")] = Path(".mesh"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    mesh: Mesh = DEFAULT_MESH,
+    as_json: AsJson = False,
 ) -> None:
     """Prints the paths of the listener's certificate and of the authority that clients must trust."""
     folder = mesh / "certs"

@@ -100,6 +100,19 @@ def health_table(healths: Sequence[Health]) -> Table:
     return table
 
 
+def say_what_to_do(healths: Sequence[Health], console: Console) -> None:
+    """Names the parts that do not serve, and the way out; silent when all do."""
+    ended = [health for health in healths if health.state == "ended"]
+    waiting = [health.component for health in healths if health.state == "not ready"]
+    for health in ended:
+        console.print(f"\n{health.component}: {health.detail}; last line of its log:\n    {escape(health.last_line)}")
+    if ended:
+        names = ", ".join(health.component for health in ended)
+        console.print(f"\n{names} ended: `meshctl down`, then `meshctl up` starts it all again; data stays")
+    if waiting:
+        console.print(f"\n{', '.join(waiting)} runs but does not serve: `meshctl logs {waiting[0]}` may say why")
+
+
 def describe(stack: LocalStack, healths: Sequence[Health], phase: str) -> dict[str, object]:
     """The same for programs, ready for JSON."""
     return {
@@ -114,6 +127,7 @@ def describe(stack: LocalStack, healths: Sequence[Health], phase: str) -> dict[s
                 "pid": health.pid,
                 "endpoint": health.endpoint,
                 "log": str(health.log),
+                "last_line": health.last_line,
             }
             for health in healths
         ],

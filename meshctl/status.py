@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from meshctl.options import DEFAULT_MESH, AsJson, Mesh
-from meshctl.screen import describe, endpoints_table, health_table
+from meshctl.screen import describe, endpoints_table, health_table, say_what_to_do
 from meshctl.stack import state
 from meshctl.stack.layout import Layout
 from meshctl.stack.stack import LocalStack
@@ -39,6 +39,7 @@ def status(mesh: Mesh = DEFAULT_MESH, as_json: AsJson = False) -> None:
         if phase != "up":
             console.print(f"it is {phase}")
         console.print(health_table(healths))
+        say_what_to_do(healths, console)
         console.print()
         console.print(endpoints_table(stack))
     if not all(health.state == "ok" for health in healths):

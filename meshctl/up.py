@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from meshctl.options import DEFAULT_MESH, AsJson, Mesh, counts, pairs
-from meshctl.screen import StepsShown, describe, endpoints_table, health_table
+from meshctl.screen import StepsShown, describe, endpoints_table, health_table, say_what_to_do
 from meshctl.stack import state
 from meshctl.stack.layout import Layout
 from meshctl.stack.process import identify
@@ -57,7 +57,8 @@ def up(
 ) -> None:
     """Starts MariaDB, Redis, ZooKeeper, the four services and Envoy on loopback; Ctrl-C stops them.
 
-    Data stays in the stack's folder. When a stack runs there already, this says so and changes nothing.
+    Data stays in the stack's folder. When a stack runs there already, this says so and changes nothing; the exit status
+    is 1 when a part of it does not serve.
     """
     asked = counts(port or [], "--port")
     if https_port is not None:
@@ -72,14 +73,14 @@ def up(
     layout.make()
     with _told_to_stop() as (stop, hurry):
         with state.exclusive(layout):
-            if _runs_already(layout, console, as_json=as_json):
+            if _runs_already(layout, settings, console, as_json=as_json):
                 return
             began = time.monotonic()
             stack = LocalStack.plan(mesh, settings, observe=shown.on_step)
             with shown.live():
                 stack.start(abort=stop, owner=None if detach else identify(os.getpid()))
         try:
-            _announce(stack, console, took_s=time.monotonic() - began, as_json=as_json)
+            _announce(stack, settings, console, took_s=time.monotonic() - began, as_json=as_json)
             if detach:
                 console.print("\nruns in the background: `meshctl status`, `meshctl logs`, `meshctl down`")
                 return
@@ -92,8 +93,10 @@ def up(
                     stack.stop(hurry=hurry)
 
 
-def _announce(stack: LocalStack, console: Console, *, took_s: float, as_json: bool) -> None:
+def _announce(stack: LocalStack, settings: StackSettings, console: Console, *, took_s: float, as_json: bool) -> None:
     console.print(f"\nup after {took_s:.1f} s; MariaDB: {stack.mariadb.sizes_in_use()}\n")
+    if "https" not in settings.ports and stack.envoy.port != HTTPS_PORT:
+        console.print(f"port {HTTPS_PORT} is in use by another program, so HTTPS listens on {stack.envoy.port}\n")
     console.print(endpoints_table(stack))
     if as_json:
         print(json.dumps(describe(stack, stack.health(), "up")), flush=True)
@@ -115,8 +118,21 @@ def _told_to_stop() -> Iterator[tuple[Event, Event]]:
             signal.signal(number, handler)
 
 
-def _runs_already(layout: Layout, console: Console, *, as_json: bool) -> bool:
-    """Says so when a stack runs here; what a killed `meshctl` left half-started is stopped first."""
+def _not_applied(settings: StackSettings, known: state.StackState) -> list[str]:
+    """What was asked for that a running stack does not have; with which variables it runs is not known."""
+    asked = [f"--replicas {n}={count}" for n, count in settings.replicas.items() if known.replicas.get(n, 1) != count]
+    for name, port in settings.ports.items():
+        if known.ports.get(name) != port:
+            asked.append(f"--https-port {port}" if name == "https" else f"--port {name}={port}")
+    return [*asked, *(f"--set {name}" for name in settings.service_settings)]
+
+
+def _runs_already(layout: Layout, settings: StackSettings, console: Console, *, as_json: bool) -> bool:
+    """Says so when a stack runs here; what a killed `meshctl` left half-started is stopped first.
+
+    Raises:
+        typer.Exit: a part of it does not serve.
+    """
     known = state.read(layout)
     if known.phase == "down":
         return False
@@ -129,12 +145,19 @@ def _runs_already(layout: Layout, console: Console, *, as_json: bool) -> bool:
         return False
     healths = stack.health()
     console.print(f"a stack runs in {layout.mesh} already; nothing was changed\n")
-    if not all(health.state == "ok" for health in healths):
+    if ignored := _not_applied(settings, known):
+        console.print(f"not applied: {escape(', '.join(ignored))}; `meshctl down` first\n")
+    serves = all(health.state == "ok" for health in healths)
+    if not serves:
+        console.print("not all of it serves:\n")
         console.print(health_table(healths))
-        console.print("\nnot all of it serves: `meshctl down`, then `meshctl up` starts it afresh\n")
+        say_what_to_do(healths, console)
+        console.print()
     console.print(endpoints_table(stack))
     if as_json:
         print(json.dumps(describe(stack, healths, known.phase)), flush=True)
+    if not serves:
+        raise typer.Exit(1)
     return True
 
 
@@ -145,6 +168,7 @@ def _watch(stack: LocalStack, stop: Event, console: Console) -> None:
         for component in stack.components:
             if component.name not in ended and not component.is_running:
                 ended.add(component.name)
+                stack.note_end(component)
                 console.print(
                     f"[red]{component.name} ended[/] ({component.exit_description()}), the rest goes on; "
                     f"{escape(component.log_tail())}"

@@ -101,6 +101,8 @@ def access_page(methods: Iterable[MethodDescriptor]) -> str:
         "A caller is let in when one of its roles has a grant whose ownership rule holds. No token: UNAUTHENTICATED;",
         "no grant: PERMISSION_DENIED; another's merchant or user: MERCHANT_NOT_OWNED, USER_NOT_OWNED; what is stored",
         "as another's is answered as if it did not exist. A server with an RPC that has no row here does not start.\n",
+        "The stored owner of a coupon is the user or merchant that its row in the database names, whatever the request",
+        "says: the user it was issued to or who activated it, and the merchant of a transaction that consumed it.\n",
         "| RPC | HTTP | role | may act on |",
         "| --- | --- | --- | --- |",
     ]

@@ -66,7 +66,8 @@ local function check(handle)
   end
   local body = handle:body(true)
   local refusal, request_id = refusal_of(body:getBytes(0, body:length()), message)
-  if type(request_id) == "string" and #request_id <= 64 and string.find(request_id, "^[!-~]+$") then
+  local noted = call.noted(handle).request_id
+  if not noted and type(request_id) == "string" and #request_id <= 64 and string.find(request_id, "^[!-~]+$") then
     call.note(handle, "request_id", request_id)
   end
   if refusal then

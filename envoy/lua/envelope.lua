@@ -3,7 +3,7 @@
 -- It also gives every call a trace id.
 --
 -- Given: json, call, REASONS = {name = {code = gRPC code, en = …, zh = …, wait_ms = …}}, BY_HTTP and BY_GRPC = {status =
--- reason name} for replies that carry no reason of ours.
+-- reason name} for replies that carry no reason of ours, MESSAGES = {name of each message = true}.
 
 local STATUS_DEPTH_MAX = 16
 local LANGUAGES_MAX_BYTES = 256
@@ -49,18 +49,18 @@ function envoy_on_request(handle)
     headers:replace("traceparent", "00-" .. trace_id .. "-" .. string.sub(trace_id, 1, 16) .. "-00")
     headers:remove("tracestate")
   end
+  local key = headers:get("idempotency-key")
+  call.note(handle, "trace_id", trace_id)
+  if key and #key <= 64 and string.find(key, "^[!-~]+$") then
+    call.note(handle, "request_id", key)
+  end
   if call.is_native_grpc(headers) then
     call.note(handle, "grpc", true)
     return
   end
-  local key = headers:get("idempotency-key")
-  call.note(handle, "trace_id", trace_id)
   call.note(handle, "edge_request_id", request_id)
   call.note(handle, "language", language_of(headers:get("accept-language")))
   call.note(handle, "method", headers:get(":method") or "")
-  if key and #key <= 64 and string.find(key, "^[!-~]+$") then
-    call.note(handle, "idempotency_key", key)
-  end
 end
 
 -- The entries of an array, or none; the members of an object, or none.
@@ -88,6 +88,55 @@ local function read_status(text, language)
   return found
 end
 
+local SCALARS = {
+  BOOL = "true or false", BYTES = "base64", DOUBLE = "a number", FLOAT = "a number", STRING = "a text",
+}
+
+-- What a field of this protobuf type takes, in plain words.
+local function wanted(kind)
+  local scalar = string.match(kind, "^TYPE_([%u%d]+)$")
+  if scalar then
+    return SCALARS[scalar] or "a whole number in range"
+  end
+  local name = string.match(kind, "([^/]*)$")
+  if name == "google.protobuf.Timestamp" then
+    return "a time such as 2035-01-01T00:00:00Z"
+  elseif name == "google.protobuf.Duration" then
+    return 'a duration such as "3600s"'
+  end
+  return MESSAGES[name] and "an object" or "one of the values that the field takes"
+end
+
+-- What the transcoder says of a body, in the words of a caller, who knows JSON and nothing of protobuf.
+local function plain_problem(text)
+  text = string.match(text, "^[^\n]*")
+  local function of(path, problem)
+    return (path == "" and "a field" or path) .. ": " .. problem
+  end
+  local path, value, kind = string.match(text, "^([%w_.%[%]]*): invalid value (.*) for type (%S+)$")
+  if value == "Starting an object on a scalar field" then
+    return of((path == "" and "" or path .. ".") .. kind, "an object stands where one value belongs")
+  elseif value and string.find(value, "^Field '") then
+    return of(path, "it is not " .. wanted(kind))
+  elseif value then
+    return of(path, value .. " is not " .. wanted(kind))
+  end
+  path = string.match(text, "^([%w_.%[%]]*): Proto field is not repeating")
+  if path then
+    return (path == "" and "" or path .. ": ") .. "a list stands where one value belongs"
+  end
+  local in_path, field, in_body = string.match(
+    text, '^The binding value (".*") of the field ([%w_.]+) is conflicting with the value (".*") in the body'
+  )
+  if field then
+    return field .. ": the path says " .. in_path .. ", the body " .. in_body
+  end
+  if string.find(text, "^Number exceeds the range") then
+    return "a number is out of range"
+  end
+  return "a value does not fit its field"
+end
+
 -- Why Envoy itself, or a service without saying so, refused: {reason, metadata}.
 local function explain(noted, http_status, grpc_code, text)
   if noted.reason then
@@ -111,11 +160,12 @@ local function explain(noted, http_status, grpc_code, text)
     return "VALIDATION_FAILED", {field = "request", problem = "HTTP status " .. http_status}
   end
   if noted.message and noted.message ~= "" then
-    return "MALFORMED_JSON", {problem = call.bounded(text)}
+    return "MALFORMED_JSON", {problem = call.bounded(plain_problem(text))}
   end
   -- The transcoder names the parameter; before the first filter, Envoy says nothing of use.
-  local field, problem = string.match(text, "^([%w_.]+): (.+)$")
-  return "VALIDATION_FAILED", {field = field or "request", problem = call.bounded(problem or "malformed")}
+  local field, value, kind = string.match(text, "^([%w_.]+): invalid value (.*) for type (%S+)$")
+  local problem = value and value .. " is not " .. wanted(kind) or "malformed"
+  return "VALIDATION_FAILED", {field = field or "request", problem = call.bounded(problem)}
 end
 
 local function filled(template, metadata)
@@ -140,12 +190,21 @@ local function own_status(reason, metadata)
     entries[#entries + 1] = json.quote(name) .. ":" .. json.quote(metadata[name])
   end
   local spec = REASONS[reason]
-  return '{"code":' .. spec.code .. ',"message":' .. json.quote(filled(spec.en, metadata))
-    .. ',"details":[{"@type":"' .. ERROR_INFO .. '","reason":"' .. reason
-    .. '","domain":"couponmesh","metadata":{' .. table.concat(entries, ",") .. "}}]}"
+  local english = json.quote(filled(spec.en, metadata))
+  local details = {
+    '{"@type":"' .. ERROR_INFO .. '","reason":"' .. reason .. '","domain":"couponmesh","metadata":{'
+      .. table.concat(entries, ",") .. "}}",
+    '{"@type":"' .. LOCALIZED .. '","locale":"zh-CN","message":' .. json.quote(filled(spec.zh, metadata)) .. "}",
+    '{"@type":"' .. LOCALIZED .. '","locale":"en","message":' .. english .. "}",
+  }
+  if spec.wait_ms and spec.wait_ms > 0 then
+    details[#details + 1] = '{"@type":"' .. RETRY_INFO .. '","retry_delay":"'
+      .. string.format("%.3fs", spec.wait_ms / 1000) .. '"}'
+  end
+  return '{"code":' .. spec.code .. ',"message":' .. english .. ',"details":[' .. table.concat(details, ",") .. "]}"
 end
 
-local function error_envelope(noted, http_status, text)
+local function error_envelope(handle, noted, http_status, text)
   local language = noted.language or "zh-CN"
   local said = read_status(text, language)
   local data, reason, message, wait_ms = text, said.reason, said.message, said.wait_ms
@@ -157,12 +216,13 @@ local function error_envelope(noted, http_status, text)
     message = filled(REASONS[reason][language == "en" and "en" or "zh"], metadata)
     wait_ms = REASONS[reason].wait_ms
   end
+  call.note(handle, "reason", reason)
   local members = {
     '"code":' .. http_status,
     '"data":' .. data,
     '"reason":' .. json.quote(reason),
     '"message":' .. json.quote(message or ""),
-    '"request_id":' .. json.quote(noted.idempotency_key or noted.request_id or noted.edge_request_id or ""),
+    '"request_id":' .. json.quote(noted.request_id or noted.edge_request_id or ""),
     '"trace_id":' .. json.quote(noted.trace_id or ""),
   }
   if wait_ms and wait_ms > 0 then
@@ -188,7 +248,7 @@ function envoy_on_response(handle)
   if http_status < 300 then
     envelope = '{"code":' .. http_status .. ',"data":' .. (text == "" and "{}" or text) .. "}"
   else
-    envelope, wait_ms = error_envelope(noted, http_status, text)
+    envelope, wait_ms = error_envelope(handle, noted, http_status, text)
   end
   body:setBytes(envelope)
   -- Waiting for the body ended the life of the first header object.

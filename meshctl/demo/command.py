@@ -22,16 +22,21 @@ from meshctl.stack.stack import LocalStack, Observer, StackSettings
 _TOKEN_TTL_S = 3600
 
 
-def demo() -> None:
+def run() -> None:
     """Starts a private stack, shows coupons from issue to journal over HTTPS and gRPC, and stops it.
 
-    Exits with 0 only if every reply was as it must be; then nothing is left behind.
+    Exits with 0 only if every reply was as it must be; then nothing is left behind, nor when nothing was started.
     """
     console = Console(soft_wrap=True)
     mesh = Path(tempfile.mkdtemp(prefix="couponmesh-demo-"))
     began = time.monotonic()
     try:
         stack = LocalStack.plan(mesh, StackSettings(https_port=None), observe=_narrator(console))
+    except BaseException:
+        # Nothing ran, so there is nothing to look at.
+        shutil.rmtree(mesh, ignore_errors=True)
+        raise
+    try:
         stack.start()
         try:
             console.print(f"The stack is up after {time.monotonic() - began:.1f} s.\n", style="bold")

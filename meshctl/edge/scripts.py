@@ -62,6 +62,7 @@ def edge_scripts(contract: Contract, folder: Path) -> tuple[Script, ...]:
     shared = _module("json", folder) + _module("call", folder)
     fields = _table("FIELDS", contract.fields())
     envelope = _table("REASONS", _reasons(contract)) + _table("BY_HTTP", BY_HTTP) + _table("BY_GRPC", BY_GRPC)
+    envelope += _table("MESSAGES", dict.fromkeys(contract.fields(), True))
     return (
         Script("envelope", "outermost", shared + envelope + _text("envelope", folder)),
         Script("gate", "before_token", shared + _table("ROUTES", _routes(contract)) + fields + _text("gate", folder)),

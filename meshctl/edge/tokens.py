@@ -52,6 +52,10 @@ class DevKeys:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def exist(self) -> bool:
+        """Whether there is a key already."""
+        return bool(self._numbers())
+
     def live(self) -> dict[str, ec.EllipticCurvePrivateKey]:
         """Key id to private key, oldest first; makes the first key when there is none."""
         numbers = self._numbers()

@@ -55,6 +55,7 @@ class Component(ABC):
         self.layout = layout
         self._child: Child | None = None
         self._has_served = False
+        self._log_start = 0
 
     @property
     @abstractmethod
@@ -104,6 +105,7 @@ class Component(ABC):
         """
         if self.is_running:
             raise StackError(f"{self.name} runs already")
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self.prepare()
         command = self.command()
         self._has_served = False
@@ -175,14 +177,20 @@ class Component(ABC):
         return self._child.exit_description() if self._child is not None else "never started"
 
     def log_tail(self) -> str:
-        """Where its log is, with the last lines of it."""
+        """Where its log is, with the last lines that it wrote since it was launched here."""
+        return "\n    ".join([f"its log is {self.log}", *self.last_lines(_LOG_TAIL_LINES)])
+
+    def last_lines(self, count: int) -> list[str]:
+        """The end of its log, of this start only when it was launched here."""
         try:
             with self.log.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
-                lines = file.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+                size = file.seek(0, os.SEEK_END)
+                # A log that is shorter than at the start was begun anew.
+                start = self._log_start if self._log_start <= size else 0
+                file.seek(max(start, size - _LOG_TAIL_BYTES))
+                return file.read().decode(errors="replace").splitlines()[-count:]
         except OSError:
-            lines = []
-        return "\n    ".join([f"its log is {self.log}", *lines])
+            return []
 
     def _signal(self, number: signal.Signals) -> None:
         if self._child is None or not self._child.send_signal(number):

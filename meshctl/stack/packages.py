@@ -41,10 +41,11 @@ def find_programs(*, zookeeper_jar: Path = ZOOKEEPER_JAR) -> Programs:
         StackError: names every missing package and the one command that installs them.
     """
     wanted = {
-        "mariadbd": "mariadb-server",
-        "mariadb-install-db": "mariadb-server",
+        # As in tools/setup.sh: the core packages bring the programs without a running server.
+        "mariadbd": "mariadb-server-core",
+        "mariadb-install-db": "mariadb-server-core",
         # mariadb-install-db calls it.
-        "my_print_defaults": "mariadb-server",
+        "my_print_defaults": "mariadb-client-core",
         "redis-server": "redis-server",
         "java": "default-jre-headless",
     }
@@ -53,13 +54,13 @@ def find_programs(*, zookeeper_jar: Path = ZOOKEEPER_JAR) -> Programs:
     if not zookeeper_jar.exists():
         missing.add("zookeeper")
     if missing:
-        packages = " ".join(
-            name for name in ("mariadb-server", "redis-server", "zookeeper", "default-jre-headless") if name in missing
-        )
+        order = ("mariadb-server-core", "mariadb-client-core", "redis-server", "zookeeper", "default-jre-headless")
+        packages = " ".join(name for name in order if name in missing)
         sudo = "" if os.geteuid() == 0 else "sudo "
         raise StackError(
             f"the stack needs system packages that are not installed: {packages.replace(' ', ', ')}\n"
-            f"install them with:\n\n    {sudo}apt-get install -y {packages}\n\n"
+            f"install them with:\n\n    {sudo}apt-get install -y --no-install-recommends {packages}\n\n"
+            "or run `make setup` in the project's folder, which does that\n"
             "(the stack starts servers of its own; those that the packages may start are neither used nor touched)"
         )
     envoy = find_program("envoy")

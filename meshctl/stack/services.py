@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -16,6 +18,7 @@ from meshctl.edge.certificates import write_private
 from meshctl.stack.component import Command, Component
 from meshctl.stack.failures import NotReady
 from meshctl.stack.layout import Layout
+from meshkit.config import ServiceConfig
 
 NAMES = ("coupon", "risk", "settle", "campaign")
 _ANSWER_TIMEOUT_S = 1.0
@@ -154,6 +157,25 @@ def replica_name(service: str, number: int) -> str:
 def is_setting(name: str) -> bool:
     """Whether a variable belongs to the configuration of a service."""
     return name.startswith(tuple(f"{service.upper()}_" for service in NAMES))
+
+
+def unknown_settings(names: Iterable[str]) -> list[str]:
+    """Those of the variables that no service reads, each with the nearest that is read where there is one."""
+    known = {name for service in NAMES for name in _variables(service)}
+    unknown = sorted(name for name in names if name.partition("__")[0] not in known)
+    near = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.85) for name in unknown}
+    return [f"{name} (did you mean {near[name][0]}?)" if near[name] else name for name in unknown]
+
+
+def _variables(service: str) -> set[str]:
+    configurations = [
+        found
+        for found in vars(importlib.import_module(f"{service}_svc.config")).values()
+        if isinstance(found, type) and issubclass(found, ServiceConfig) and found is not ServiceConfig
+    ]
+    prefix = f"{service.upper()}_"
+    fields = {f"{prefix}{name.upper()}" for found in configurations for name in found.model_fields}
+    return {*fields, f"{prefix}CONFIG_FILE"}
 
 
 def _nothing(_told: Surroundings) -> dict[str, str]:

@@ -28,6 +28,7 @@ from meshkit.shard_map import ShardMap
 
 HTTPS_PORT = 8443
 REPLICAS_MAX = 8
+_LAST_LINE_MAX = 200
 DATABASES_STEP = "databases"
 """The name under which the observer hears of shard maps and migrations."""
 
@@ -66,6 +67,7 @@ class Health:
         pid: its process, None when it ended.
         endpoint: where it listens.
         log: its output.
+        last_line: the end of that, cut short; only when it ended.
     """
 
     component: str
@@ -74,6 +76,7 @@ class Health:
     pid: int | None
     endpoint: str
     log: Path
+    last_line: str = ""
 
 
 class LocalStack:
@@ -148,7 +151,7 @@ class LocalStack:
         layout = Layout.of(mesh)
         layout.make()
         last = state.read(layout)
-        strangers = sorted(name for name in settings.service_settings if not services.is_setting(name))
+        strangers = services.unknown_settings(settings.service_settings)
         if strangers:
             raise StackError(f"no service reads {', '.join(strangers)}; names begin with COUPON_, RISK_ and so on")
         replicas = {name: count for name, count in settings.replicas.items() if count != 1}
@@ -331,7 +334,7 @@ class LocalStack:
             if running:
                 with ThreadPoolExecutor(max_workers=len(running), thread_name_prefix="stop") as pool:
                     list(pool.map(lambda component: self._stop_one(component, hurry), running))
-        self._change(phase="down", owner=None, processes={})
+        self._change(phase="down", owner=None, processes={}, ended={})
 
     def _stop_one(self, component: Component, hurry: Event | None) -> None:
         self._observe(component.name, "stopping", "")
@@ -342,7 +345,7 @@ class LocalStack:
         """How each component is doing, asked all at once; takes about a second at most."""
         components = self.components
         with ThreadPoolExecutor(max_workers=len(components), thread_name_prefix="health") as pool:
-            return list(pool.map(_health, components))
+            return list(pool.map(lambda component: _health(component, self._state.ended), components))
 
     def endpoints(self) -> dict[str, str]:
         """Where to reach what, for people and programs; holds no secret."""
@@ -354,6 +357,10 @@ class LocalStack:
             "redis": self.redis.endpoint,
             "zookeeper": self.zookeeper.endpoint,
         }
+
+    def note_end(self, component: Component) -> None:
+        """Keeps how a component ended, for `meshctl status`, which is no parent of it."""
+        self._change(ended={**self._state.ended, component.name: component.exit_description()})
 
     def _change(self, **changes: object) -> None:
         with self._state_lock:
@@ -395,14 +402,15 @@ def _replicas(counts: Mapping[str, int]) -> dict[str, tuple[str, int]]:
     }
 
 
-def _health(component: Component) -> Health:
+def _health(component: Component, ended: Mapping[str, str]) -> Health:
     process = component.process
     if process is None or not component.is_running:
-        condition, detail, pid = "ended", component.exit_description(), None
-    else:
-        condition, detail, pid = "ok", "", process.pid
-        try:
-            component.check()
-        except NotReady as reason:
-            condition, detail = "not ready", str(reason)
-    return Health(component.name, condition, detail, pid, component.endpoint, component.log)
+        how = ended.get(component.name) or component.exit_description()
+        last_line = "".join(component.last_lines(1))[:_LAST_LINE_MAX]
+        return Health(component.name, "ended", how, None, component.endpoint, component.log, last_line)
+    condition, detail = "ok", ""
+    try:
+        component.check()
+    except NotReady as reason:
+        condition, detail = "not ready", str(reason)
+    return Health(component.name, condition, detail, process.pid, component.endpoint, component.log)

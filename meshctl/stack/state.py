@@ -31,6 +31,7 @@ class StackState:
         replicas: processes of each service that has more or fewer than one.
         ports: the port of each listener by name; kept when the stack is down, for the next start.
         processes: what was started, by component.
+        ended: how a component ended that nobody stopped, as far as the `meshctl up` in front of it saw it.
     """
 
     phase: Phase = "down"
@@ -38,6 +39,7 @@ class StackState:
     replicas: Mapping[str, int] = field(default_factory=dict)
     ports: Mapping[str, int] = field(default_factory=dict)
     processes: Mapping[str, ProcessId] = field(default_factory=dict)
+    ended: Mapping[str, str] = field(default_factory=dict)
 
     def alive(self) -> dict[str, ProcessId]:
         """The processes that still run, by component."""
@@ -69,6 +71,7 @@ def read(layout: Layout) -> StackState:
         replicas=document["replicas"],
         ports=document["ports"],
         processes={name: _process(entry) for name, entry in document["processes"].items()},
+        ended=document.get("ended", {}),
     )
 
 
@@ -81,6 +84,7 @@ def write(layout: Layout, state: StackState) -> None:
         "replicas": dict(state.replicas),
         "ports": dict(state.ports),
         "processes": {name: _entry(process) for name, process in state.processes.items()},
+        "ended": dict(state.ended),
     }
     write_private(layout.state, json.dumps(document, indent=2).encode() + b"\n")
 

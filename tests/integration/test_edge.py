@@ -1,8 +1,10 @@
 import asyncio
 import json
+import re
 import ssl
 import stat
 import time
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,6 +168,13 @@ async def test_every_reply_is_an_envelope_with_its_status_and_reason(client: htt
     info = next(detail for detail in envelope["data"]["details"] if detail["@type"].endswith("ErrorInfo"))
     assert (info["reason"], info["domain"]) == (row.reason, "couponmesh")
     assert row.metadata.items() <= info["metadata"].items()
+    said = {detail["locale"]: detail["message"] for detail in envelope["data"]["details"] if "locale" in detail}
+    assert list(said) == ["zh-CN", "en"]
+    assert said["zh-CN"] == envelope["message"]
+    assert said["en"] == envelope["data"]["message"]
+    assert not re.search("TYPE_|googleapis|[Pp]roto|couponmesh", envelope["message"])
+    waits = [detail for detail in envelope["data"]["details"] if "retry_delay" in detail]
+    assert bool(waits) == row.retryable
     assert ("retry-after" in reply.headers) == row.retryable
     if "x-request-id" in reply.headers:
         assert envelope["request_id"] == reply.headers["x-request-id"]
@@ -220,6 +229,48 @@ async def test_a_body_of_unknown_length_over_the_limit_gets_413(client: httpx.As
 
     reply = await client.post(CONSUME, content=chunks(), headers=JSON)
     assert (reply.status_code, reply.json()["reason"]) == (413, "BODY_TOO_LARGE")
+
+
+# Refusals that need nothing of the body; each was lost by curl now and then when the edge did not wait for it.
+EARLY_REFUSALS = {
+    "unsupported media type": (415, CONSUME, ["-H", "content-type: text/plain"]),
+    "compressed": (415, CONSUME, ["-H", "content-encoding: gzip"]),
+    "no token": (401, CONSUME, ["-H", "authorization:"]),
+    "bad token": (401, CONSUME, ["-H", "authorization: Bearer not.a.token"]),
+    "unknown path": (404, "/api/v1/nothing", []),
+    "unknown path outside of REST": (404, "/nothing", []),
+    "gRPC path": (404, CONSUME_RPC, []),
+    "other method": (405, "/api/v1/batches/1", []),
+    "stray query": (400, f"{CONSUME}?amount=1", []),
+}
+EARLY_CALLS = 20
+
+
+@pytest.mark.parametrize("body_bytes", [200, 90_000])
+@pytest.mark.parametrize("kind", EARLY_REFUSALS)
+async def test_curl_over_http2_never_loses_a_refusal_that_needs_nothing_of_the_body(
+    edge: Edge, kind: str, body_bytes: int, tmp_path: Path
+) -> None:
+    status, path, options = EARLY_REFUSALS[kind]
+    body = tmp_path / "body.json"
+    body.write_text(json.dumps({"coupon_code": "x" * body_bytes}))
+    base = ["-sS", "--http2", "--max-time", "20", "--cacert", str(edge.authority), "-X", "POST"]
+    # A header given twice is sent twice, so the kind's own take the place of these.
+    given = {"content-type": "application/json", "authorization": f"Bearer {edge.token()}"}
+    given |= {name: value.strip() for name, _, value in (text.partition(":") for text in options[1::2])}
+    headers = [word for name, value in given.items() for word in ("-H", f"{name}: {value}")]
+    shown = ["--data-binary", f"@{body}", "-w", "\n%{http_code} %{http_version}", f"{edge.url}{path}"]
+
+    async def refusal() -> tuple[str, str]:
+        curl = await asyncio.create_subprocess_exec("curl", *base, *headers, *shown, stdout=PIPE, stderr=STDOUT)
+        output, _ = await curl.communicate()
+        reply, _, outcome = output.decode().rpartition("\n")
+        return outcome, reply
+
+    for _ in range(EARLY_CALLS // 4):
+        for outcome, reply in await asyncio.gather(*(refusal() for _ in range(4))):
+            assert outcome == f"{status} 2", reply
+            assert json.loads(reply)["code"] == status
 
 
 @pytest.mark.parametrize(
@@ -592,6 +643,29 @@ async def test_the_log_of_accesses_holds_no_query_and_no_token(edge: Edge) -> No
     text = await asyncio.to_thread(logged, edge.settings.access_log, request_id)
     assert "personal-thing" not in text
     assert edge.token()[:20] not in text
+
+
+async def test_the_log_of_accesses_says_who_called_what_and_how_to_find_it(edge: Edge) -> None:
+    assert edge.settings.access_log is not None
+    trace = "00-5bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    async with edge.client() as client:
+        accepted = await client.get("/api/v1/users/42/coupons", headers={"idempotency-key": "key-1"})
+        wrong_type = {"request_id": "body-1", "coupon_code": 5}
+        refused = await client.post(CONSUME, json=wrong_type, headers={"traceparent": trace})
+        early = await client.get(f"{CONSUME}?secret=1", headers={"authorization": ""})
+    text = await asyncio.to_thread(logged, edge.settings.access_log, early.json()["trace_id"])
+    lines = [json.loads(line) for line in text.splitlines()]
+    found = {line["trace_id"]: line for line in lines}
+    shown = ("client_id", "method", "path", "request_id", "status", "reason")
+
+    def said(trace_id: str) -> tuple[Any, ...]:
+        return tuple(found[trace_id][name] for name in shown)
+
+    trace_id = accepted.headers["x-request-id"].replace("-", "")
+    assert said(trace_id) == ("till-1", "GET", "/api/v1/users/42/coupons", "key-1", 200, None)
+    assert refused.json()["trace_id"] == trace[3:35]
+    assert said(trace[3:35]) == ("till-1", "POST", CONSUME, "body-1", 400, "MALFORMED_JSON")
+    assert said(early.json()["trace_id"]) == (None, "GET", CONSUME, None, 405, "METHOD_NOT_ALLOWED")
 
 
 def test_envoy_itself_takes_the_rendered_configuration(tmp_path: Path) -> None:

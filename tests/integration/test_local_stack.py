@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from meshctl.stack.ports import is_free
+from meshctl.stack.stack import HTTPS_PORT
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPONENTS = ["mariadb", "redis", "zookeeper", "coupon", "coupon-2", "risk", "settle", "campaign", "envoy"]
@@ -45,6 +46,7 @@ class Meshctl:
     python: Sequence[str] = (sys.executable, "-P")
     env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     up_s: float = 0.0
+    said_at_start: str = ""
 
     def argv(self, *arguments: str) -> list[str]:
         return [*self.python, "-m", "meshctl", *arguments, "--dir", str(self.mesh)]
@@ -134,10 +136,15 @@ def meshctl(folder: Path) -> Iterator[Meshctl]:
 @pytest.fixture(scope="module")
 def detached(meshctl: Meshctl) -> Meshctl:
     """A stack that runs in the background, with two coupon services."""
-    began = time.monotonic()
-    done = meshctl.run("up", "--detach", "--replicas", "coupon=2")
+    with contextlib.ExitStack() as open_sockets:
+        # Where something else listens already, it serves this purpose as well.
+        with contextlib.suppress(OSError):
+            open_sockets.enter_context(socket.create_server(("127.0.0.1", HTTPS_PORT)))
+        began = time.monotonic()
+        done = meshctl.run("up", "--detach", "--replicas", "coupon=2")
     assert done.returncode == 0, done.stderr + done.stdout
     meshctl.up_s = time.monotonic() - began
+    meshctl.said_at_start = done.stdout
     return meshctl
 
 
@@ -189,6 +196,12 @@ def test_status_lists_every_component_as_serving(detached: Meshctl) -> None:
     assert status["endpoints"]["https"] in table
 
 
+def test_an_up_whose_usual_port_is_taken_says_so_and_takes_another(detached: Meshctl) -> None:
+    port = detached.status()["endpoints"]["https"].rpartition(":")[2]
+    assert int(port) != HTTPS_PORT
+    assert f"port {HTTPS_PORT} is in use by another program, so HTTPS listens on {port}\n" in detached.said_at_start
+
+
 def test_nothing_listens_beyond_loopback(detached: Meshctl) -> None:
     status = detached.status()
     ports = set()
@@ -222,9 +235,10 @@ def test_secrets_and_files_that_hold_them_are_their_owners_alone(detached: Meshc
 
 def test_a_second_up_says_that_a_stack_runs_and_changes_nothing(detached: Meshctl) -> None:
     before = detached.status()
-    done = detached.run("up", "--replicas", "coupon=1")
+    done = detached.run("up", "--replicas", "coupon=1", "--set", "COUPON_LOG_LEVEL=DEBUG", "--replicas", "risk=1")
     assert done.returncode == 0
     assert "already" in done.stdout
+    assert "not applied: --replicas coupon=1, --set COUPON_LOG_LEVEL; `meshctl down` first" in done.stdout
     assert before["endpoints"]["https"] in done.stdout
     assert detached.status() == before
 
@@ -269,9 +283,12 @@ def test_status_names_a_component_that_was_killed(detached: Meshctl) -> None:
     assert status["healthy"] is False
     assert {e["name"] for e in status["components"] if e["state"] == "ended"} == {"coupon-2"}
     again = detached.run("up")
-    assert again.returncode == 0
+    assert again.returncode == 1
     assert "not all of it serves" in again.stdout
     assert "coupon-2.log" in again.stdout
+    for told in (again.stdout, detached.run("status").stdout):
+        assert "coupon-2 ended: `meshctl down`, then `meshctl up`" in told
+        assert "last line of its log" in told
 
 
 def test_down_leaves_no_process_and_a_second_one_has_nothing_to_do(detached: Meshctl) -> None:
@@ -308,7 +325,9 @@ def test_a_second_up_keeps_the_data_names_a_component_that_dies_and_is_stopped_b
         line = foreground.read_until("risk ended")
         assert "killed by SIGKILL" in line
         assert "logs/risk.log" in line
-        assert {e["name"] for e in detached.status()["components"] if e["state"] != "ok"} == {"risk"}
+        ended = [e for e in detached.status()["components"] if e["state"] != "ok"]
+        assert [(e["name"], e["state"]) for e in ended] == [("risk", "ended")]
+        assert ended[0]["detail"].startswith("killed by SIGKILL")
     finally:
         # Through the `up` in front of it, to which this is a SIGTERM.
         down = detached.run("down", "--json")
@@ -340,6 +359,19 @@ def test_ctrl_c_while_it_starts_stops_what_was_started(detached: Meshctl) -> Non
     assert detached.processes() == []
 
 
+def test_ctrl_c_while_the_program_itself_is_loading_shows_no_traceback(detached: Meshctl) -> None:
+    for _ in range(3):
+        foreground = detached.start("up")
+        maps = Path(f"/proc/{foreground.process.pid}/maps")
+        # One of the first libraries that a command loads.
+        while foreground.process.poll() is None and "grpc/_cython" not in maps.read_text():
+            continue
+        foreground.process.send_signal(signal.SIGINT)
+        assert foreground.finish() in {-signal.SIGINT, 1, 130}
+        assert "Traceback" not in foreground.output
+    assert detached.processes() == []
+
+
 def test_what_a_killed_up_left_behind_is_stopped_by_the_next_down(detached: Meshctl) -> None:
     foreground = detached.start("up")
     foreground.read_until("^mariadb +ready")
@@ -362,6 +394,8 @@ def test_what_cannot_be_had_is_refused_before_anything_starts(detached: Meshctl)
         (("--replicas", "coupon=9"), "from 1 to 8 replicas, not 9"),
         (("--replicas", "till=2"), "no service is called till"),
         (("--set", "COUPN_LOG_LEVEL=DEBUG"), "no service reads COUPN_LOG_LEVEL"),
+        (("--set", "COUPON_NOSUCH=x"), "no service reads COUPON_NOSUCH"),
+        (("--set", "RISK_LOG_LEVL=DEBUG"), "RISK_LOG_LEVL (did you mean RISK_LOG_LEVEL?)"),
     ):
         refused = detached.run("up", *arguments)
         assert (refused.returncode, fault in refused.stderr) == (1, True), refused.stderr
@@ -377,7 +411,20 @@ def test_missing_system_packages_are_named_together_with_one_command(folder: Pat
     assert "redis-server" in done.stderr
     assert "default-jre-headless" in done.stderr
     assert done.stderr.count("apt-get install") == 1
+    assert "make setup" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_demo_that_cannot_start_leaves_no_folder_and_speaks_of_no_logs(tmp_path: Path) -> None:
+    env = {**os.environ, "PATH": "/nonexistent", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "meshctl", "demo"],
+        env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "apt-get install" in done.stderr
+    assert "kept" not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def _as_nobody() -> Meshctl | None:
@@ -391,7 +438,7 @@ def _as_nobody() -> Meshctl | None:
     # An interpreter in root's home opens with this one capability only; it lets files be read, and nothing else.
     reading = (*plain, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
     opens_itself = (
-        "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'import meshctl.__main__']))"
+        "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'import meshctl.commands']))"
     )
     for prefix in (plain, reading):
         python = (*prefix, sys.executable, "-P")

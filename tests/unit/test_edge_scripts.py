@@ -290,6 +290,27 @@ def test_every_reason_of_the_edge_has_both_messages_from_the_contract() -> None:
 
 
 @pytest.mark.parametrize(
+    ("transcoder", "plain"),
+    [
+        (b"coupon_code: invalid value 5 for type TYPE_STRING", "coupon_code: 5 is not a text"),
+        (b'n: invalid value "x" for type TYPE_INT64', 'n: "x" is not a whole number in range'),
+        (b'client: invalid value "x" for type type.googleapis.com/couponmesh.type.v1.ClientContext',
+         'client: "x" is not an object'),
+        (b"a.b: invalid value Starting an object on a scalar field for type c",
+         "a.b.c: an object stands where one value belongs"),
+        (b": Proto field is not repeating, cannot start list.", "a list stands where one value belongs"),
+        (b"Number exceeds the range of double.\n{1e999}\n ^", "a number is out of range"),
+        (b"something new of type.googleapis.com", "a value does not fit its field"),
+    ],
+)  # fmt: skip
+def test_what_the_transcoder_says_is_put_into_plain_words(transcoder: bytes, plain: str) -> None:
+    stream = ENVELOPE.reply(Stream(headers={":status": "400"}, body=transcoder), method="POST", message=CONSUME)
+    reply = json.loads(stream.body)
+    assert reply["data"]["details"][0]["metadata"] == {"problem": plain}
+    assert reply["message"] == f"请求体不是合法的 JSON：{plain}。"
+
+
+@pytest.mark.parametrize(
     "value",
     ["", 'quote " backslash \\', "line\nbreak\r", "优惠券", "]]", True, False, None, 17, -1.5, [1, "a"], {"a b": 1}],
 )

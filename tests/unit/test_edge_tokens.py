@@ -7,8 +7,10 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
+from meshctl.edge.render import contract
 from meshctl.edge.tokens import AUDIENCE, ISSUER, Claims, DevKeys, parse_duration_s
-from meshctl.token import token
+from meshctl.stack.failures import StackError
+from meshctl.token import ROLES, token
 
 CASHIER = Claims(subject="till-1", roles=("cashier",), client_id="till-1", merchant_id="10086")
 CLI = Typer()
@@ -83,6 +85,7 @@ def test_a_lifetime_out_of_range_is_refused(ttl_s: int, tmp_path: Path) -> None:
 
 
 def run(tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    DevKeys(tmp_path / "keys").live()
     result = CliRunner().invoke(CLI, [*arguments, "--mesh", str(tmp_path)])
     return result.exit_code, result.output
 
@@ -99,6 +102,33 @@ def test_a_shoppers_token_has_the_user_as_its_subject(tmp_path: Path) -> None:
     _, output = run(tmp_path, "--role", "user", "--user", "42", "--client", "app", "--channel", "APP")
     claims = verified(output.strip(), DevKeys(tmp_path / "keys"))
     assert (claims["sub"], claims["client_id"], claims["channel"]) == ("42", "app", "APP")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "client"),
+    [
+        (("--role", "operator"), "back-office"),
+        (("--role", "cashier", "--merchant", "1"), "till-1"),
+        (("--role", "user", "--user", "42"), "app"),
+        (("--role", "auditor"), "audit-desk"),
+        (("--role", "operator", "--client", "erp"), "erp"),
+    ],
+)
+def test_each_role_has_a_system_that_it_calls_from(arguments: tuple[str, ...], client: str, tmp_path: Path) -> None:
+    code, output = run(tmp_path, *arguments)
+    assert (code, verified(output.strip(), DevKeys(tmp_path / "keys"))["client_id"]) == (0, client)
+
+
+def test_the_help_lists_every_role() -> None:
+    assert ", ".join(contract().roles()) == ROLES
+
+
+def test_no_key_is_made_in_a_folder_without_a_stack(tmp_path: Path) -> None:
+    for option in ("--mesh", "--dir"):
+        result = CliRunner().invoke(CLI, ["--role", "operator", option, str(tmp_path / "none")])
+        assert isinstance(result.exception, StackError)
+        assert "`meshctl up`" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from meshctl.stack import packages, ports, state
-from meshctl.stack.failures import StackError
+from meshctl.stack.component import Command, Component
+from meshctl.stack.failures import NotReady, StackError
 from meshctl.stack.layout import Layout
 from meshctl.stack.process import Child, ProcessId, end, identify, is_alive, send_signal, wait_gone
+from meshctl.stack.services import unknown_settings
 from meshctl.stack.state import StackState
 
 IGNORES_SIGTERM = (
@@ -96,6 +98,42 @@ def test_a_child_tells_how_it_ended_and_writes_to_the_end_of_its_log(tmp_path: P
     assert not child.is_alive()
 
 
+class _Failing(Component):
+    """Writes one line and ends."""
+
+    line = ""
+
+    @property
+    def endpoint(self) -> str:
+        return ""
+
+    def command(self) -> Command:
+        return Command(["sh", "-c", f"echo {self.line}; exit 1"])
+
+    def check(self) -> None:
+        raise NotReady("never")
+
+
+def test_a_failed_start_shows_the_log_of_this_start_only(tmp_path: Path) -> None:
+    layout = Layout.of(tmp_path / "mesh")
+    layout.make()
+    for line in ("earlier", "latest"):
+        part = _Failing("part", layout)
+        part.line = line
+        part.launch()
+        with pytest.raises(StackError, match=f"exit status 1.*\n    {line}$"):
+            part.wait_ready()
+    assert part.log.read_text() == "earlier\nlatest\n"
+
+
+def test_a_variable_is_known_when_its_service_reads_it() -> None:
+    known = ["COUPON_LOG_LEVEL", "RISK_KEYRING", "SETTLE_CONFIG_FILE", "CAMPAIGN_DRAIN_S"]
+    assert unknown_settings(known) == []
+    assert unknown_settings([*known, "COUPON_NOSUCH", "RISK_LOG_LEVL", "PATH"]) == [
+        "COUPON_NOSUCH", "PATH", "RISK_LOG_LEVL (did you mean RISK_LOG_LEVEL?)"
+    ]  # fmt: skip
+
+
 def test_ports_asked_for_come_first_then_preferred_then_those_of_the_last_start() -> None:
     taken = ports.choose(["a", "b", "c", "d"], asked={}, preferred={}, last={})
     assert len(set(taken.values())) == 4
@@ -125,8 +163,9 @@ def test_every_missing_package_is_named_in_one_error_with_one_command(
     monkeypatch.setattr(packages, "find_program", lambda _name: None)
     with pytest.raises(StackError) as caught:
         packages.find_programs(zookeeper_jar=tmp_path / "none.jar")
-    wanted = "apt-get install -y mariadb-server redis-server zookeeper default-jre-headless\n"
-    assert wanted in str(caught.value)
+    names = "mariadb-server-core mariadb-client-core redis-server zookeeper default-jre-headless"
+    assert f"apt-get install -y --no-install-recommends {names}\n" in str(caught.value)
+    assert "make setup" in str(caught.value)
     assert str(caught.value).count("apt-get") == 1
 
 
@@ -136,7 +175,7 @@ def test_only_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(
         packages, "find_program", lambda name: None if name == "redis-server" else Path("/usr/bin") / name
     )
-    with pytest.raises(StackError, match="install -y redis-server\n"):
+    with pytest.raises(StackError, match="recommends redis-server\n"):
         packages.find_programs(zookeeper_jar=jar)
 
 

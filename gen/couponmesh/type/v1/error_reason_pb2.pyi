@@ -45,7 +45,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
         {
           "reason": "MALFORMED_JSON",
-          "domain": "couponmesh"
+          "domain": "couponmesh",
+          "metadata": {"problem": "amount: \\"much\\" is not a number"}
         }
     """
     ERROR_REASON_UNKNOWN_FIELD: _ErrorReason.ValueType  # 3
@@ -388,7 +389,8 @@ Example of an ErrorInfo:
 
     {
       "reason": "MALFORMED_JSON",
-      "domain": "couponmesh"
+      "domain": "couponmesh",
+      "metadata": {"problem": "amount: \\"much\\" is not a number"}
     }
 """
 ERROR_REASON_UNKNOWN_FIELD: ErrorReason.ValueType  # 3
