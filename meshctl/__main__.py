@@ -8,17 +8,19 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from meshctl.audit import app as audit
 from meshctl.certs import certs
 from meshctl.demo.command import demo
 from meshctl.down import down
 from meshctl.logs import logs
 from meshctl.migrate import migrate
+from meshctl.reconcile import reconcile
 from meshctl.stack.failures import StackError, StartAborted
 from meshctl.status import status
 from meshctl.token import token
 from meshctl.up import up
 
-_COMMANDS = (up, down, status, logs, migrate, demo, token, certs)
+_COMMANDS = (up, down, status, logs, migrate, demo, token, certs, reconcile)
 _CALLED_OFF = 130
 
 
@@ -32,6 +34,7 @@ def build() -> typer.Typer:
     )
     for command in _COMMANDS:
         app.command()(command)
+    app.add_typer(audit, name="audit")
     return app
 
 

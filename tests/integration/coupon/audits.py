@@ -37,9 +37,9 @@ class Verdict:
     def total(self, name: str) -> int:
         return sum(getattr(each, name) for each in self.progress)
 
-    def of(self, coupon_id: str) -> Verdict:
-        """What was found about one coupon."""
-        return replace(self, findings=[each for each in self.findings if each.coupon_id == coupon_id])
+    def of(self, *coupon_ids: str) -> Verdict:
+        """What was found about some coupons; other tests leave theirs in the same shards."""
+        return replace(self, findings=[each for each in self.findings if each.coupon_id in coupon_ids])
 
 
 async def verify(process: CouponProcess, *, timeout_s: float = 30.0, **scope: Any) -> Verdict:
