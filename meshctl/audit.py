@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -76,50 +76,58 @@ class Desk:
         """Disconnects."""
         self._channel.close()
 
-    @property
     def options(self) -> dict[str, Any]:
         """Deadline and a fresh token for a call."""
         claims = Claims(subject="meshctl", roles=("auditor",), client_id="meshctl")
         token = self._keys.token(claims, ttl_s=_TOKEN_TTL_S)
         return {"timeout": _CALL_TIMEOUT_S, "metadata": (("authorization", f"Bearer {token}"),)}
 
-    def verify(self, scope: dict[str, Any], verdict: Verdict) -> Iterator[audit_pb2.VerifyAuditTrailResponse]:
-        """Verifies a scope to its end, over as many streams as it takes, and gives each message.
-
-        Raises:
-            StackError: a stream broke, and broke again.
-        """
-        token, failures = "", 0
-        while True:
-            began = token
-            last: audit_pb2.VerifyAuditTrailResponse | None = None
-            try:
-                request = audit_pb2.VerifyAuditTrailRequest(resume_token=token, **scope)
-                for reply in self.coupons.VerifyAuditTrail(request, **self.options):
-                    last = reply
-                    verdict.findings += reply.findings
-                    token = reply.resume_token
-                    yield reply
-            except grpc.RpcError as error:
-                if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-                    raise StackError(f"the verification was refused: {error.code().name} {error.details()}") from error
-                failures = failures + 1 if token == began else 0
-                if failures == _TRIES_WITHOUT_PROGRESS:
-                    raise StackError(f"the verification broke off: {error.code().name} {error.details()}") from error
-            if last is not None:
-                verdict.add(last.progress)
-                if last.complete:
-                    return
-
     def events(self, coupon_id: str) -> Iterator[coupon_pb2.AuditEvent]:
         """A coupon's journal, oldest first."""
         token = ""
         while True:
             request = coupon_service_pb2.ListAuditEventsRequest(coupon_id=coupon_id, page_size=500, page_token=token)
-            reply = self.coupons.ListAuditEvents(request, **self.options)
+            reply = self.coupons.ListAuditEvents(request, **self.options())
             yield from reply.events
             token = reply.next_page_token
             if not token:
+                return
+
+
+def verify_scope(
+    coupons: Any, scope: dict[str, Any], verdict: Verdict, options: Callable[[], dict[str, Any]]
+) -> Iterator[audit_pb2.VerifyAuditTrailResponse]:
+    """Verifies a scope to its end, over as many streams as it takes, and gives each message.
+
+    Args:
+        coupons: a blocking stub of CouponService.
+        scope: one of coupon_id, user_id and shard.
+        verdict: what is found is added here.
+        options: deadline and metadata of each call.
+
+    Raises:
+        StackError: it was refused, or a stream broke, and broke again.
+    """
+    token, failures = "", 0
+    while True:
+        began = token
+        last: audit_pb2.VerifyAuditTrailResponse | None = None
+        try:
+            request = audit_pb2.VerifyAuditTrailRequest(resume_token=token, **scope)
+            for reply in coupons.VerifyAuditTrail(request, **options()):
+                last = reply
+                verdict.findings += reply.findings
+                token = reply.resume_token
+                yield reply
+        except grpc.RpcError as error:
+            if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+                raise StackError(f"the verification was refused: {error.code().name} {error.details()}") from error
+            failures = failures + 1 if token == began else 0
+            if failures == _TRIES_WITHOUT_PROGRESS:
+                raise StackError(f"the verification broke off: {error.code().name} {error.details()}") from error
+        if last is not None:
+            verdict.add(last.progress)
+            if last.complete:
                 return
 
 
@@ -179,7 +187,7 @@ def _verify(desk: Desk, scopes: Sequence[dict[str, Any]], console: Console) -> V
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
         for number, scope in enumerate(scopes):
-            for reply in desk.verify(scope, verdict):
+            for reply in verify_scope(desk.coupons, scope, verdict, desk.options):
                 verdict.seconds = time.monotonic() - began
                 done = f"{number} of {len(scopes)} shards, " if len(scopes) > 1 else ""
                 rows = verdict.rows + reply.progress.rows
@@ -258,7 +266,7 @@ def show(
     try:
         with _desk(mesh) as desk:
             events = list(desk.events(coupon_id))
-            for _ in desk.verify({"coupon_id": coupon_id}, verdict):
+            for _ in verify_scope(desk.coupons, {"coupon_id": coupon_id}, verdict, desk.options):
                 pass
     except StackError as error:
         console.print(f"[red]not shown:[/] {error}", markup=True)

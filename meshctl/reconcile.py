@@ -41,7 +41,7 @@ def reconcile(
     """
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
     try:
-        result = asyncio.run(_run(Layout.of(mesh)))
+        result = asyncio.run(reconcile_all(Layout.of(mesh)))
     except (StackError, DatabaseError) as error:
         console.print(f"[red]not reconciled:[/] {error}", markup=True)
         raise typer.Exit(_NOT_RECONCILED) from error
@@ -53,7 +53,13 @@ def reconcile(
         raise typer.Exit(_FOUND)
 
 
-async def _run(layout: Layout) -> Reconciliation:
+async def reconcile_all(layout: Layout) -> Reconciliation:
+    """Reconciles every shard of the coupon databases of a stack.
+
+    Raises:
+        StackError: the stack was never started here.
+        DatabaseError: a database is away.
+    """
     result = Reconciliation()
     async with Databases.open(read_maps(layout)["coupon"], pool_size=2) as databases:
         every = sorted(shard for database in databases.all for shard in database.shards)

@@ -628,9 +628,12 @@ async def test_every_statement_of_a_moment_sees_what_was_committed_when_it_began
 
 
 async def test_a_moment_whose_block_raises_leaves_nothing_behind(database: Database) -> None:
-    with pytest.raises(KeyError):
+    async def fails() -> None:
         async with database.moment(timeout_s=5) as moment:
             await moment.fetch_all("SELECT 1")
             raise KeyError
+
+    with pytest.raises(KeyError):
+        await fails()
     async with database.transaction(timeout_s=5) as tx:
         await tx.insert_many(INSERT, [row(1)])

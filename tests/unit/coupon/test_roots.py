@@ -14,11 +14,12 @@ from coupon_svc.domain.roots import NO_ROOT, Leaf, Root, SignedRoot, merkle_root
 from meshkit.signing import SigningKeys
 
 KEYS = SigningKeys({"r2": b"\2" * 32, "r1": b"\1" * 32})
+ids = st.integers(0, 10**18).map(lambda number: f"{number:019d}")
 leaves = st.lists(
-    st.builds(Leaf, st.integers(0, 10**18).map(lambda number: f"{number:019d}"), st.integers(1, 99), st.binary(min_size=32, max_size=32)),
+    st.builds(Leaf, ids, st.integers(1, 99), st.binary(min_size=32, max_size=32)),
     max_size=20,
     unique_by=lambda leaf: leaf.coupon_id,
-)  # fmt: skip
+)
 
 
 def reference(encoded: list[bytes]) -> bytes:
