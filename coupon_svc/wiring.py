@@ -20,6 +20,7 @@ from coupon_svc.adapters.mysql_store import MysqlStore
 from coupon_svc.adapters.risk_client import GrpcRiskGate
 from coupon_svc.adapters.root_files import RootFiles
 from coupon_svc.app.activate import ActivateCoupon
+from coupon_svc.app.anchor_roots import JOB as ROOTS_JOB
 from coupon_svc.app.anchor_roots import AnchorRoots
 from coupon_svc.app.audit_events import AuditEvents
 from coupon_svc.app.batches import BatchCache, Batches
@@ -58,6 +59,7 @@ from meshkit.codes import CodeFormat
 from meshkit.crypto import Keyring
 from meshkit.leader import Election
 from meshkit.locks import RedisLocks
+from meshkit.mysql import Databases
 from meshkit.placement import open_migrated, read_shard_map
 from meshkit.redis_client import open_redis
 from meshkit.server import ServiceBinding
@@ -174,19 +176,7 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
             election = Election(zookeeper, config.zookeeper_root, f"coupon-{name}", identity=config.listen)
             await stack.enter_async_context(_background(election.run(sweeping.run), name=f"sweep-{name}"))
         refund_book = MysqlRefunds(databases, timeout_s=config.mysql_timeout_ms / 1000)
-        audits = MysqlAuditStore(databases, timeout_s=config.audit_timeout_ms / 1000)
-        roots = _roots(config)
-        if roots.keys is not None:
-            anchored = telemetry.counter("coupon_roots_leaves_total", "Heads of chains over which roots were signed.")
-            anchor = AnchorRoots(
-                audits,
-                roots.keys.sign,
-                clock,
-                archive=roots.archive,
-                every_s=config.audit_root_every_s,
-                observe=anchored.inc,
-            )
-            await stack.enter_async_context(_background(anchor.run(), name="anchor-roots"))
+        audits = await stack.enter_async_context(_auditing(config, telemetry, databases, zookeeper))
         calls = CallReader(config.trusted_context_clients)
         use_cases = CouponUseCases(
             directory=directory,
@@ -237,13 +227,8 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
                 give_back=GiveBack(book=refund_book, mint=mint, codes=codes, ids=ids, sign=sign, clock=clock),
                 clock=clock,
             ),
-            audit_events=AuditEvents(store, audits),
-            verify_audit=VerifyAuditTrail(
-                audits,
-                lambda data: audit.macs("coupon-journal", data),
-                verify_root=None if roots.keys is None else roots.keys.verify,
-                archive=roots.archive,
-            ),
+            audit_events=AuditEvents(store, audits.store),
+            verify_audit=audits.verify,
         )
         yield [
             ServiceBinding(
@@ -264,19 +249,37 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
         ]
 
 
-class _Roots(NamedTuple):
-    """What signs roots, and where they go; neither when nothing signs."""
+class _Audits(NamedTuple):
+    """What reads and verifies the journal."""
 
-    keys: SigningKeys | None = None
-    archive: RootFiles | None = None
+    store: MysqlAuditStore
+    verify: VerifyAuditTrail
 
 
-def _roots(config: CouponConfig) -> _Roots:
+@asynccontextmanager
+async def _auditing(
+    config: CouponConfig, telemetry: Telemetry, databases: Databases, zookeeper: ZooKeeper
+) -> AsyncIterator[_Audits]:
+    """Audits; within the block, one process of all signs roots, unless there is no key to sign with."""
+    store = MysqlAuditStore(databases, timeout_s=config.audit_timeout_ms / 1000)
+    journal_keys = Keyring.parse(config.audit_keyring.get_secret_value())
+
+    def macs(data: bytes) -> Sequence[tuple[str, bytes]]:
+        return journal_keys.macs("coupon-journal", data)
+
     if config.audit_signing_keys is None:
-        return _Roots()
+        yield _Audits(store, VerifyAuditTrail(store, macs))
+        return
     keys = SigningKeys.parse(config.audit_signing_keys.get_secret_value())
     folder = config.audit_roots_dir
-    return _Roots(keys, None if folder is None else RootFiles(folder, keys.public_bytes))
+    archive = None if folder is None else RootFiles(folder, keys.public_bytes)
+    anchored = telemetry.counter("coupon_roots_leaves_total", "Heads of chains over which roots were signed.")
+    anchor = AnchorRoots(
+        store, keys.sign, _now_ms, archive=archive, every_s=config.audit_root_every_s, observe=anchored.inc
+    )
+    election = Election(zookeeper, config.zookeeper_root, ROOTS_JOB, identity=config.listen)
+    async with _background(election.run(anchor.run), name=ROOTS_JOB):
+        yield _Audits(store, VerifyAuditTrail(store, macs, verify_root=keys.verify, archive=archive))
 
 
 @asynccontextmanager

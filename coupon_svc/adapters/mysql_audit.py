@@ -10,7 +10,7 @@ from typing import Any
 from coupon_svc.adapters.mysql_rows import Row, instant_ms
 from coupon_svc.app.audit_ports import RowKey, StoredRow
 from coupon_svc.domain.audit import Anchor, Head, OutboxEntry, RecordedSpend
-from coupon_svc.domain.journal import JournalRow, Origin
+from coupon_svc.domain.journal import JournalRow, Origin, account_chain
 from coupon_svc.domain.roots import Leaf, Root, SignedRoot
 from coupon_svc.domain.routing import user_shard
 from coupon_svc.domain.times import utc_datetime
@@ -52,8 +52,19 @@ class MysqlAuditMoment:
 
     async def batch_heads(self, above: str, upto: str) -> Sequence[Head]:
         """See `AuditMoment.batch_heads`."""
-        rows = await self._read("batch_ids", above=above, upto=upto)
-        return [Head(self._shard, batch_id, None, None) for (batch_id,) in rows]
+        rows = await self._read("batch_heads", above=above, upto=upto)
+        # One from before batches had a journal has no row, and the zeros that a first row would be chained to.
+        return [Head(self._shard, row[0], row[1], row[2], status=row[3] if row[1] else None) for row in rows]
+
+    async def account_heads(self, user_ids: Sequence[int]) -> Sequence[Head]:
+        """See `AuditMoment.account_heads`."""
+        if not user_ids:
+            return []
+        keys = [(self._shard, user_id) for user_id in sorted(user_ids)]
+        return [
+            Head(self._shard, account_chain(row[0]), row[1], row[2], user_ids=(row[0],), status=row[3])
+            for row in await self._read("account_heads", keys=keys)
+        ]
 
     async def rows(self, after: RowKey, upto: str, limit: int) -> Sequence[StoredRow]:
         """See `AuditMoment.rows`."""
@@ -65,7 +76,7 @@ class MysqlAuditMoment:
             upto=upto,
             limit=limit,
         )
-        return [StoredRow(_as_stored(row), row[24]) for row in rows]
+        return [StoredRow(_as_stored(row), row[25]) for row in rows]
 
     async def outbox(self, first: RowKey, last: RowKey) -> Mapping[tuple[str, int], OutboxEntry]:
         """See `AuditMoment.outbox`."""
@@ -247,6 +258,7 @@ def _as_stored(row: Row) -> JournalRow:
         key_id=row[21],
         prev_hash=row[22],
         hash=row[23],
+        reason=row[24],
     )
 
 

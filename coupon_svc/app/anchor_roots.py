@@ -1,7 +1,7 @@
 """Makes signed roots of the heads of each shard's chains, and exports them out of the databases.
 
 A root is over the heads that changed since the root before, and names that root; so each root vouches for all that was
-written until then, and costs no more than what changed. Several processes may do this at once: the numbers are unique.
+written until then, and costs no more than what changed. Who leads only saves work: the numbers are unique.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections.abc import Callable
 from coupon_svc.app.audit_ports import BELOW_ALL, RootArchive, RootStore, SignRoot
 from coupon_svc.app.ports import Clock
 from coupon_svc.domain.roots import Leaf, Root, SignedRoot
+from meshkit.leader import Leadership
 from meshkit.mysql_errors import DatabaseError
 
+JOB = "coupon-roots"
 HEADS_PER_READ = 5_000
 # A root is written in one transaction; what is beyond goes into the next root at once.
 LEAVES_PER_ROOT = 20_000
@@ -44,11 +46,12 @@ class AnchorRoots:
         self._every_s = every_s
         self._observe = observe
 
-    async def run(self) -> None:
-        """Goes on until cancelled; what fails in one visit is done in the next."""
+    async def run(self, leadership: Leadership) -> None:
+        """The work of one term of office: goes on until cancelled; what fails in one visit is done in the next."""
         while True:
-            # Jitter keeps the processes apart; it needs no cryptographic randomness.
+            # Jitter keeps the jobs apart; it needs no cryptographic randomness.
             await asyncio.sleep(self._every_s / VISITS_PER_ROOT * (0.5 + random.random()))  # noqa: S311
+            leadership.check()
             try:
                 await self.visit()
             except (DatabaseError, OSError):

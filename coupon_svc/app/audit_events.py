@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from coupon_svc.app.audit_ports import ABOVE_ALL, BELOW_ALL, AuditStore, RowKey
 from coupon_svc.app.ports import Store
 from coupon_svc.app.reading import Page, cursor_of, token_of
-from coupon_svc.domain.journal import JournalRow
+from coupon_svc.domain.journal import JournalRow, account_chain, below_chain
 from coupon_svc.domain.routing import id_shard, user_shard
 from meshkit.errors import MeshError
 
@@ -16,7 +16,7 @@ from meshkit.errors import MeshError
 ROWS_READ_PER_PAGE = 5_000
 COUPONS_READ_PER_PAGE = 200
 _ROWS_PER_READ = 500
-_ID_DIGITS, _SEQ_DIGITS = 19, 20
+_SEQ_DIGITS, _MONTH_DIGITS = 20, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,27 +114,33 @@ class AuditEvents:
         found: list[JournalRow] = []
         # The coupon in which the page before ended may have more rows.
         above = BELOW_ALL if after is None else _start(after.coupon_id).coupon_id
-        ids = await self._audits.coupons_of_user(user_id, above, COUPONS_READ_PER_PAGE)
+        ids = list(await self._audits.coupons_of_user(user_id, above, COUPONS_READ_PER_PAGE))
+        is_last = len(ids) < COUPONS_READ_PER_PAGE
+        if is_last:
+            ids.append(account_chain(user_id))
         for coupon_id in ids:
             behind = after if after is not None and after.coupon_id == coupon_id else _start(coupon_id)
             rows, last = await self._of_range(shard, behind, coupon_id, wanted, size - len(found))
             found += rows
             if last is not None:
                 return found, last
-        return found, RowKey(ids[-1], (1 << 63) - 1, 0) if len(ids) == COUPONS_READ_PER_PAGE else None
+        return found, None if is_last else RowKey(ids[-1], (1 << 63) - 1, 0)
 
 
-def _start(coupon_id: str) -> RowKey:
+def _start(chain_id: str) -> RowKey:
     """Below the first row of a chain; without an id below all."""
-    return RowKey(f"{int(coupon_id) - 1:0{_ID_DIGITS}d}" if coupon_id else BELOW_ALL, (1 << 63) - 1, 0)
+    return RowKey(below_chain(chain_id) if chain_id else BELOW_ALL, (1 << 63) - 1, 0)
 
 
 def _cursor(key: RowKey) -> str:
-    return f"{int(key.coupon_id or 0):0{_ID_DIGITS}d}{key.seq:0{_SEQ_DIGITS}d}{key.month}"
+    chain = int.from_bytes(key.coupon_id.encode(), "big")
+    return f"{key.seq:0{_SEQ_DIGITS}d}{key.month:0{_MONTH_DIGITS}d}{chain}"
 
 
 def _key_of(cursor: str | None) -> RowKey | None:
     if cursor is None:
         return None
-    seq_end = _ID_DIGITS + _SEQ_DIGITS
-    return RowKey(cursor[:_ID_DIGITS], int(cursor[_ID_DIGITS:seq_end]), int(cursor[seq_end:]))
+    seq, rest = cursor[:_SEQ_DIGITS], cursor[_SEQ_DIGITS:]
+    chain = int(rest[_MONTH_DIGITS:])
+    chain_id = chain.to_bytes((chain.bit_length() + 7) // 8, "big").decode()
+    return RowKey(chain_id, int(seq), int(rest[:_MONTH_DIGITS]))

@@ -48,6 +48,9 @@ class AuditMoment(Protocol):
     async def batch_heads(self, above: str, upto: str) -> Sequence[Head]:
         """Heads of batches, likewise."""
 
+    async def account_heads(self, user_ids: Sequence[int]) -> Sequence[Head]:
+        """Heads of accounts."""
+
     async def rows(self, after: RowKey, upto: str, limit: int) -> Sequence[StoredRow]:
         """Journal rows behind one, of chains with ids up to another, in the order of chains."""
 

@@ -34,7 +34,7 @@ from coupon_svc.domain.audit import (
     OutboxEntry,
     is_intact,
 )
-from coupon_svc.domain.journal import JournalKind
+from coupon_svc.domain.journal import JournalKind, account_chain, account_of, below_chain
 from coupon_svc.domain.roots import NO_ROOT, Leaf, Root, SignedRoot, merkle_root
 from coupon_svc.domain.routing import id_shard, user_shard
 from coupon_svc.domain.times import format_utc
@@ -64,7 +64,7 @@ MAX_FINDINGS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is verified: one chain, a user's chains, or all of a shard."""
+    """What is verified: one chain, those of a user's coupons and account, or all of a shard."""
 
     shard: int
     coupon_id: str = ""
@@ -235,7 +235,10 @@ class VerifyAuditTrail:
         return _Chunk([*chunk.findings, *root.findings], None, replace(chunk.done, roots=root.done.roots))
 
     async def _chains_of_user(self, scope: Scope, above: str) -> _Chunk:
-        ids = await self._store.coupons_of_user(scope.user_id, above, COUPONS_PER_CHUNK)
+        ids = list(await self._store.coupons_of_user(scope.user_id, above, COUPONS_PER_CHUNK))
+        is_last = len(ids) < COUPONS_PER_CHUNK
+        if is_last:
+            ids.append(account_chain(scope.user_id))
         findings: list[Finding] = []
         done = Progress()
         for coupon_id in ids:
@@ -243,12 +246,11 @@ class VerifyAuditTrail:
                 reader = await self._read_one(moment, scope.shard, coupon_id)
             findings += reader.findings
             done = replace(done, chains=done.chains + reader.chains, rows=done.rows + reader.rows)
-        is_last = len(ids) < COUPONS_PER_CHUNK
         return _Chunk(findings, None if is_last else _Position(_Phase.CHAINS, ids[-1]), done)
 
-    async def _read_one(self, moment: AuditMoment, shard: int, coupon_id: str) -> _ChainReader:
+    async def _read_one(self, moment: AuditMoment, shard: int, chain_id: str) -> _ChainReader:
         reader = _ChainReader(moment, shard, self._macs)
-        await reader.read(f"{int(coupon_id) - 1:019d}", coupon_id)
+        await reader.read(below_chain(chain_id), chain_id)
         return reader
 
     async def _chains(self, scope: Scope, above: str) -> _Chunk:
@@ -445,7 +447,9 @@ class _ChainReader:
         self.anchors = await self._moment.anchors(above, upto)
         upto = await self._read_rows(above, upto)
         # Chains without any row; a batch may have none.
-        known = {head.chain_id for head in heads} | self.anchors.keys() | self._lone.keys()
+        known = (
+            {head.chain_id for head in self._heads.values() if head.version} | self.anchors.keys() | self._lone.keys()
+        )
         for chain_id in sorted(known - self._audited):
             if chain_id <= upto:
                 self._begin(chain_id)
@@ -457,6 +461,7 @@ class _ChainReader:
         after = RowKey(above, _LAST_SEQ, 0)
         while True:
             page = await self._moment.rows(after, upto, ROWS_PER_PAGE)
+            await self._learn_accounts(page)
             is_last = len(page) < ROWS_PER_PAGE
             outbox = await self._outbox(after, RowKey(upto, _LAST_SEQ, 0) if is_last else page[-1].key, page)
             links = await self._links(page, outbox)
@@ -474,6 +479,13 @@ class _ChainReader:
                 return upto
             after = page[-1].key
             await _let_others_work()
+
+    async def _learn_accounts(self, page: Sequence[StoredRow]) -> None:
+        """Reads the heads of accounts whose chains begin on a page; most accounts have none."""
+        unknown = {stored.row.coupon_id for stored in page} - self._heads.keys()
+        users = [user_id for chain_id in unknown if (user_id := account_of(chain_id)) is not None]
+        for head in await self._moment.account_heads(users):
+            self._heads[head.chain_id] = head
 
     async def _outbox(
         self, after: RowKey, through: RowKey, page: Sequence[StoredRow]

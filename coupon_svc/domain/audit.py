@@ -143,7 +143,7 @@ _SPEND_FIELDS = {
     "time_ms": "time_ms",
 }
 # For these there are values to try, but none that another record vouches for.
-_UNVOUCHED = frozenset({"kind", "amount_minor", "lock_fence", "original_transaction_id"})
+_UNVOUCHED = frozenset({"kind", "amount_minor", "lock_fence", "original_transaction_id", "reason"})
 
 
 def is_intact(row: JournalRow, macs: Macs) -> bool:
@@ -399,6 +399,7 @@ class ChainAudit:
             ("merchant_id", [""]),
             ("order_id", [""]),
             ("lock_fence", [None]),
+            ("reason", [""]),
             ("caller", [each.origin.caller for each in neighbours]),
         ):
             found[name] = [*(found.get(name) or [_field(row, name)]), *values]

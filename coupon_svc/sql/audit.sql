@@ -7,10 +7,15 @@ FROM coupon_info FORCE INDEX (PRIMARY)
 WHERE shard = %(shard)s AND coupon_id > %(above)s AND coupon_id <= %(upto)s
 ORDER BY coupon_id LIMIT %(limit)s;
 
--- name: batch_ids
--- Batches of a shard, whose ids may be those of chains as well.
-SELECT batch_id FROM batch FORCE INDEX (PRIMARY)
+-- name: batch_heads
+-- What batches of a shard say about the ends of their chains; what is blocked stands for their status.
+SELECT batch_id, last_seq, last_hash, block_scope FROM batch FORCE INDEX (PRIMARY)
 WHERE shard = %(shard)s AND batch_id > %(above)s AND batch_id <= %(upto)s ORDER BY batch_id;
+
+-- name: account_heads
+-- What accounts say about the ends of their chains.
+SELECT user_id, last_seq, last_hash, status FROM account_state FORCE INDEX (PRIMARY)
+WHERE (shard, user_id) IN %(keys)s;
 
 -- name: coupons_of_user
 -- Ids of a user's coupons.
@@ -21,7 +26,8 @@ WHERE user_id = %(user_id)s AND shard = %(shard)s AND coupon_id > %(above)s ORDE
 -- Journal rows of a range of chains, behind a given row, in the order of the chains.
 SELECT shard, coupon_id, seq, kind, status_before, status_after, user_id, merchant_id, order_id, amount_minor,
   order_amount_minor, deduction_minor, balance_after_minor, transaction_id, original_transaction_id, settlement_held,
-  lock_fence, caller, request_id, trace_id, event_time, key_id, prev_hash, hash, month
+  lock_fence, caller, request_id, trace_id, event_time, key_id, prev_hash, hash, reason,
+  month
 FROM coupon_journal FORCE INDEX (PRIMARY)
 WHERE shard = %(shard)s AND coupon_id >= %(after_id)s AND coupon_id <= %(upto)s
   AND (coupon_id > %(after_id)s OR seq > %(after_seq)s OR (seq = %(after_seq)s AND month > %(after_month)s))

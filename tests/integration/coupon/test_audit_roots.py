@@ -18,6 +18,7 @@ from coupon_svc.app.anchor_roots import AnchorRoots
 from coupon_svc.domain.roots import Leaf, Root, SignedRoot, merkle_root
 from meshkit.mysql import Databases
 from meshkit.signing import SigningKeys, is_signed
+from tests.conftest import StartStack
 from tests.integration.coupon.audits import Verdict, recompute, spent_card, verify
 from tests.integration.coupon.world import OwnedCoupon, World, eventually
 
@@ -256,14 +257,18 @@ async def test_no_alarm_is_raised_while_roots_are_made_and_coupons_consumed(worl
     assert (await verify(world.one, shard=shard)).total("roots") >= 9
 
 
-async def test_the_service_makes_and_exports_roots_by_itself(world: World, anchors: Anchors) -> None:
-    shard = 53
-    card = await spent_card(world, shard=shard)
+async def test_the_service_makes_and_exports_roots_by_itself(own_stack: StartStack) -> None:
+    stack = await asyncio.to_thread(own_stack, replicas={"coupon": 2}, settings={"COUPON_AUDIT_ROOT_EVERY_S": "1"})
+    shop = World(stack)
+    try:
+        card = await spent_card(shop, shard=53)
+        folder = stack.local.layout.audit_roots / "053"
 
-    def anchored() -> bool:
-        rows = world.books.rows(shard, "SELECT seq FROM audit_leaf WHERE coupon_id = %s", card.coupon_id)
-        return rows == [(5,)] and bool(anchors.exported(shard))
+        def anchored() -> bool:
+            rows = shop.books.rows(53, "SELECT seq FROM audit_leaf WHERE coupon_id = %s ORDER BY seq", card.coupon_id)
+            return rows[-1:] == [(5,)] and any(folder.glob("*.json"))
 
-    async with world.further_process(COUPON_AUDIT_ROOT_EVERY_S="1"):
-        await eventually(anchored, timeout_s=20.0)
-    assert about(await verify(world.one, shard=shard), card) == []
+        await eventually(anchored, timeout_s=30.0)
+        assert (await verify(shop.two, shard=53)).findings == []
+    finally:
+        await shop.close()

@@ -414,14 +414,14 @@ async def test_a_verification_that_nears_its_deadline_ends_by_itself_and_is_gone
     shard = 99
     batch_id = await world.batch(cash_voucher("1.00"))
     users = [world.user(shard) for _ in range(4)]
-    issued = await asyncio.gather(*(world.issue(batch_id, user, 1_000) for user in users))
+    issued = await asyncio.gather(*(world.issue(batch_id, user, 250) for user in users))
     ids = [coupon.coupon_id for coupons in issued for coupon in coupons]
     whole = await verify(world.one, shard=shard)
     # Less than the margin: each stream does one chunk and then ends.
     parts = await verify(world.one, shard=shard, timeout_s=0.5)
     assert parts.streams > whole.streams == 1
     assert parts.of(*ids).findings == whole.of(*ids).findings == []
-    assert parts.total("chains") == whole.total("chains") >= 4_000
+    assert parts.total("chains") == whole.total("chains") >= 1_000
     assert parts.total("rows") == whole.total("rows")
 
 
