@@ -224,6 +224,8 @@ class ChainAudit:
                 seq=max(row.seq - 1, 1),
                 detail=f"its hash holds, but row {row.seq} was written after another row",
             )
+        elif self._before is not None and self._proved:
+            yield from self._compare_steps(self._before, row)
         if link.month != month_of(row.origin.time_ms):
             yield self._finding(
                 FindingKind.ROW_ALTERED,
@@ -232,6 +234,28 @@ class ChainAudit:
                 detail="the month of the partition is not that of event_time",
             )
         yield from self._accept(link, row, proved=True)
+
+    def _compare_steps(self, before: JournalRow, row: JournalRow) -> Iterator[Finding]:
+        """A row that begins elsewhere than the one before ended: the coupon was altered when it was written."""
+        differences = tuple(
+            difference
+            for difference in (
+                _difference("status", row.status_before, before.status_after),
+                Difference(
+                    "balance",
+                    format_yuan(row.balance_after_minor - row.amount_minor),
+                    format_yuan(before.balance_after_minor),
+                ),
+            )
+            if difference.stored != difference.expected
+        )
+        if differences:
+            yield self._finding(
+                FindingKind.HEAD_MISMATCH,
+                seq=row.seq,
+                differences=differences,
+                detail=f"the coupon had been altered when row {row.seq} was written",
+            )
 
     def _broken(self, link: Link, after: Link | None) -> Iterator[Finding]:
         """A row whose hash does not hold: was it given another number, never written, or altered?"""

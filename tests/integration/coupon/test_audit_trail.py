@@ -285,6 +285,19 @@ async def test_a_coupon_that_is_not_what_its_chain_ends_with_is_found(
     assert differences(finding)[field][1].endswith(expected)
 
 
+async def test_a_coupon_that_was_altered_and_used_since_is_found_at_the_row_that_used_it(world: World) -> None:
+    card = await spent_card(world)
+    world.books.change(
+        card.shard,
+        "UPDATE coupon_info SET balance = 500.00 WHERE shard = %s AND coupon_id = %s",
+        card.shard,
+        card.coupon_id,
+    )
+    await world.one.consume(card, "400.00", world.cashier())
+    (finding,) = (await verify(world.one, coupon_id=card.coupon_id)).findings
+    assert (finding.kind, finding.seq, differences(finding)) == (6, 6, {"balance": ("500.00", "90.00")})
+
+
 async def test_a_coupon_without_its_journal_and_a_journal_without_its_coupon_are_found(world: World) -> None:
     bare, orphan = await world.cards(2, shard=77)
     world.books.change(77, "DELETE FROM coupon_journal WHERE shard = 77 AND coupon_id = %s", bare.coupon_id)

@@ -135,7 +135,8 @@ def test_a_chain_sealed_anew_holds_and_only_an_anchor_tells() -> None:
 
 def test_rows_sealed_under_a_key_that_is_rotated_out_of_use_hold() -> None:
     rows = written(2)
-    follower = sealed(replace(rows[1], seq=3, prev_hash=rows[1].hash), lambda data: macs(data)[0])
+    third = replace(rows[1], seq=3, balance_after_minor=rows[1].balance_after_minor - 1, prev_hash=rows[1].hash)
+    follower = sealed(third, lambda data: macs(data)[0])
     assert {row.key_id for row in (*rows, follower)} == {"k1", "k2"}
     assert audited([*rows, follower], head([follower])) == []
 
@@ -147,3 +148,20 @@ def test_a_chain_whose_head_says_nothing_is_followed_all_the_same(at: Head | Non
     assert kinds == ([FindingKind.CHAIN_UNMATCHED] if at is None else [])
     altered = [rows[0], replace(rows[1], amount_minor=5), rows[2]]
     assert audited(altered, at)[0].kind is FindingKind.ROW_ALTERED
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"), [({"balance_after_minor": 20_000}, "balance"), ({"status_before": 4}, "status")]
+)
+def test_a_row_that_begins_elsewhere_than_the_one_before_ended_tells_that_the_coupon_had_been_altered(
+    changes: dict[str, int], field: str
+) -> None:
+    rows = written(2)
+    third = replace(rows[1], seq=3, balance_after_minor=9_998, prev_hash=rows[1].hash)
+    rows.append(sealed(replace(third, **changes), lambda data: macs(data)[1]))  # type: ignore[arg-type]  # By its name.
+    (found,) = audited(rows, head(rows))
+    assert (found.kind, found.seq, [each.field for each in found.differences]) == (
+        FindingKind.HEAD_MISMATCH,
+        3,
+        [field],
+    )
