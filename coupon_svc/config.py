@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
@@ -9,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from meshkit.config import ServiceConfig
 from meshkit.crypto import Keyring
+from meshkit.signing import SigningKeys
 
 _CODE_KEY_BYTES = 32
 
@@ -46,6 +48,18 @@ class CouponConfig(ServiceConfig):
 
     audit_keyring: SecretStr
     """Keys "id:hex,…", the first in use, that chain the journal. They are kept outside the databases."""
+
+    audit_signing_keys: SecretStr | None = None
+    """Ed25519 seeds "id:hex,…", the first in use, that sign roots of the journal; without them none are made."""
+
+    audit_roots_dir: Path | None = None
+    """Where signed roots are exported to: outside the databases, and best where nothing can be overwritten."""
+
+    audit_root_every_s: Annotated[float, Field(ge=1, le=86_400)] = 3_600.0
+    """How old the newest root of a shard becomes before the next one is made."""
+
+    audit_timeout_ms: Annotated[int, Field(ge=1_000, le=600_000)] = 60_000
+    """The longest an audit may look at one moment; a chain of a million rows needs a minute."""
 
     trusted_context_clients: frozenset[str] = frozenset()
     """Client ids whose ClientContext is believed; "*" believes everybody's."""
@@ -86,6 +100,13 @@ class CouponConfig(ServiceConfig):
     @classmethod
     def _is_a_keyring(cls, value: SecretStr) -> SecretStr:
         Keyring.parse(value.get_secret_value())
+        return value
+
+    @field_validator("audit_signing_keys")
+    @classmethod
+    def _are_signing_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            SigningKeys.parse(value.get_secret_value())
         return value
 
     @field_validator("code_key")

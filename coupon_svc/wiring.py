@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
 
 from coupon_svc.adapters.code_book import KeyedCodeBook
 from coupon_svc.adapters.mysql_accounts import MysqlAccounts
+from coupon_svc.adapters.mysql_audit import MysqlAuditStore
 from coupon_svc.adapters.mysql_caps import MysqlCaps
 from coupon_svc.adapters.mysql_expiry import MysqlDueCoupons
 from coupon_svc.adapters.mysql_recall import MysqlRecalls
@@ -16,7 +18,11 @@ from coupon_svc.adapters.mysql_refunds import MysqlRefunds
 from coupon_svc.adapters.mysql_reservations import MysqlReservations
 from coupon_svc.adapters.mysql_store import MysqlStore
 from coupon_svc.adapters.risk_client import GrpcRiskGate
+from coupon_svc.adapters.root_files import RootFiles
 from coupon_svc.app.activate import ActivateCoupon
+from coupon_svc.app.anchor_roots import JOB as ROOTS_JOB
+from coupon_svc.app.anchor_roots import AnchorRoots
+from coupon_svc.app.audit_events import AuditEvents
 from coupon_svc.app.batches import BatchCache, Batches
 from coupon_svc.app.cancel import CancelReservation
 from coupon_svc.app.caps import CapKeeper
@@ -38,6 +44,7 @@ from coupon_svc.app.refunds import Refunds
 from coupon_svc.app.reserve import ReserveCoupons
 from coupon_svc.app.reverse import ReverseTransaction
 from coupon_svc.app.sweeping import Sweeping
+from coupon_svc.app.verify_audit import VerifyAuditTrail
 from coupon_svc.config import CouponConfig
 from coupon_svc.servicer.batch_service import BatchServicer
 from coupon_svc.servicer.cashier_service import CashierServicer
@@ -52,9 +59,11 @@ from meshkit.codes import CodeFormat
 from meshkit.crypto import Keyring
 from meshkit.leader import Election
 from meshkit.locks import RedisLocks
+from meshkit.mysql import Databases
 from meshkit.placement import open_migrated, read_shard_map
 from meshkit.redis_client import open_redis
 from meshkit.server import ServiceBinding
+from meshkit.signing import SigningKeys
 from meshkit.telemetry import Telemetry
 from meshkit.worker_lease import WorkerLease
 from meshkit.zk import ZooKeeper
@@ -167,6 +176,7 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
             election = Election(zookeeper, config.zookeeper_root, f"coupon-{name}", identity=config.listen)
             await stack.enter_async_context(_background(election.run(sweeping.run), name=f"sweep-{name}"))
         refund_book = MysqlRefunds(databases, timeout_s=config.mysql_timeout_ms / 1000)
+        audits = await stack.enter_async_context(_auditing(config, telemetry, databases, zookeeper))
         calls = CallReader(config.trusted_context_clients)
         use_cases = CouponUseCases(
             directory=directory,
@@ -217,6 +227,8 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
                 give_back=GiveBack(book=refund_book, mint=mint, codes=codes, ids=ids, sign=sign, clock=clock),
                 clock=clock,
             ),
+            audit_events=AuditEvents(store, audits.store),
+            verify_audit=audits.verify,
         )
         yield [
             ServiceBinding(
@@ -235,6 +247,39 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
                 servicer=CashierServicer(directory, consume, calls),
             ),
         ]
+
+
+class _Audits(NamedTuple):
+    """What reads and verifies the journal."""
+
+    store: MysqlAuditStore
+    verify: VerifyAuditTrail
+
+
+@asynccontextmanager
+async def _auditing(
+    config: CouponConfig, telemetry: Telemetry, databases: Databases, zookeeper: ZooKeeper
+) -> AsyncIterator[_Audits]:
+    """Audits; within the block, one process of all signs roots, unless there is no key to sign with."""
+    store = MysqlAuditStore(databases, timeout_s=config.audit_timeout_ms / 1000)
+    journal_keys = Keyring.parse(config.audit_keyring.get_secret_value())
+
+    def macs(data: bytes) -> Sequence[tuple[str, bytes]]:
+        return journal_keys.macs("coupon-journal", data)
+
+    if config.audit_signing_keys is None:
+        yield _Audits(store, VerifyAuditTrail(store, macs))
+        return
+    keys = SigningKeys.parse(config.audit_signing_keys.get_secret_value())
+    folder = config.audit_roots_dir
+    archive = None if folder is None else RootFiles(folder, keys.public_bytes)
+    anchored = telemetry.counter("coupon_roots_leaves_total", "Heads of chains over which roots were signed.")
+    anchor = AnchorRoots(
+        store, keys.sign, _now_ms, archive=archive, every_s=config.audit_root_every_s, observe=anchored.inc
+    )
+    election = Election(zookeeper, config.zookeeper_root, ROOTS_JOB, identity=config.listen)
+    async with _background(election.run(anchor.run), name=ROOTS_JOB):
+        yield _Audits(store, VerifyAuditTrail(store, macs, verify_root=keys.verify, archive=archive))
 
 
 @asynccontextmanager

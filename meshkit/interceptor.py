@@ -6,7 +6,8 @@ import asyncio
 import inspect
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -41,6 +42,7 @@ _RISK_REASONS = frozenset({"RISK_REJECTED", "RISK_UNAVAILABLE"})
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
 Behaviour = Callable[[Any, ServicerContext], Awaitable[Message]]
+StreamBehaviour = Callable[[Any, ServicerContext], AsyncGenerator[Message, None]]
 
 
 class Interceptor:
@@ -90,7 +92,7 @@ class Interceptor:
         """The handlers to serve instead of `handlers`.
 
         Raises:
-            ValueError: An RPC has no access option or no implementation, or streams.
+            ValueError: An RPC has no access option or no implementation, or its requests stream.
         """
         return {method.name: self._wrap(method, handlers[method.name]) for method in service.methods}
 
@@ -98,14 +100,19 @@ class Interceptor:
         self, method: MethodDescriptor, handler: grpc.RpcMethodHandler[Any, Any]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         rule = AccessRule.of(method)
-        behaviour: Any = handler.unary_unary
-        if handler.request_streaming or handler.response_streaming or behaviour is None:
-            raise ValueError(f"{rule.rpc} streams; only unary calls are served")
-        if not inspect.iscoroutinefunction(behaviour):
-            raise ValueError(f"{rule.rpc} is not implemented by a coroutine of its servicer")
+        if handler.request_streaming:
+            raise ValueError(f"{rule.rpc} streams requests; only single requests are served")
         request_class = GetMessageClass(method.input_type)
         self.requests.compile(request_class)
-        return grpc.unary_unary_rpc_method_handler(_Rpc(self, rule, request_class, behaviour).serve)
+        if handler.response_streaming:
+            stream: Any = handler.unary_stream
+            if not inspect.isasyncgenfunction(stream):
+                raise ValueError(f"{rule.rpc} is not implemented by an async generator of its servicer")
+            return grpc.unary_stream_rpc_method_handler(_StreamingRpc(self, rule, request_class, stream).serve)
+        behaviour: Any = handler.unary_unary
+        if not inspect.iscoroutinefunction(behaviour):
+            raise ValueError(f"{rule.rpc} is not implemented by a coroutine of its servicer")
+        return grpc.unary_unary_rpc_method_handler(_UnaryRpc(self, rule, request_class, behaviour).serve)
 
 
 @dataclass(slots=True)
@@ -120,19 +127,20 @@ class _Call:
 
 
 class _Rpc:
-    """One RPC and all that is known about it before its first call."""
+    """One RPC and all that is known about it before its first call; a subclass says how its replies are sent."""
 
-    __slots__ = ("_behaviour", "_counts", "_request_class", "_rule", "_shared", "_telemetry")
+    __slots__ = ("_counts", "_request_class", "_rule", "_shared", "_telemetry")
 
-    def __init__(
-        self, shared: Interceptor, rule: AccessRule, request_class: type[Message], behaviour: Behaviour
-    ) -> None:
+    def __init__(self, shared: Interceptor, rule: AccessRule, request_class: type[Message]) -> None:
         self._shared = shared
         self._telemetry = shared.telemetry
         self._rule = rule
         self._request_class = request_class
-        self._behaviour = behaviour
         self._counts = shared.metrics.rpc(rule.rpc)
+
+    async def _attempt(self, raw: bytes, call: _Call) -> bytes:
+        """Admits the call and lets the servicer answer it."""
+        raise NotImplementedError
 
     async def serve(self, raw: bytes, wire: ServicerContext) -> bytes:
         """Answers one call; every way out of it is counted."""
@@ -187,7 +195,12 @@ class _Rpc:
         self._count(call, *_OK)
         return reply
 
-    async def _attempt(self, raw: bytes, call: _Call) -> bytes:
+    def _admit(self, raw: bytes, call: _Call) -> tuple[Message, Deadlines | None]:
+        """Enters the request's context; gives the checked request, and who ends it unless gRPC does.
+
+        Raises:
+            MeshError: The caller may not make this call, or not now, or not so.
+        """
         shared, metadata = self._shared, call.metadata
         if shared.metrics.in_flight > shared.max_in_flight:
             raise MeshError("OVERLOADED")
@@ -223,18 +236,7 @@ class _Rpc:
                 sampled=call.hop.sampled,
             )
         )
-        if clock is None:
-            # gRPC cancels this task at the caller's own deadline.
-            return (await self._behaviour(request, call.wire)).SerializeToString()
-        ticket = clock.enter()
-        try:
-            return (await self._behaviour(request, call.wire)).SerializeToString()
-        except asyncio.CancelledError as error:
-            if ticket.owns_cancellation():
-                raise MeshError("DEADLINE_EXCEEDED") from error
-            raise
-        finally:
-            clock.leave(ticket)
+        return request, clock
 
     def _tell_of_risk(self, call: _Call, error: MeshError) -> None:
         request = context.current_or_none()
@@ -278,3 +280,71 @@ class _Rpc:
                 took_ms=round(took_s * 1000, 3),
                 trace_id=call.hop.trace_id,
             )
+
+
+class _UnaryRpc(_Rpc):
+    """One reply for one request."""
+
+    __slots__ = ("_behaviour",)
+
+    def __init__(
+        self, shared: Interceptor, rule: AccessRule, request_class: type[Message], behaviour: Behaviour
+    ) -> None:
+        super().__init__(shared, rule, request_class)
+        self._behaviour = behaviour
+
+    async def _attempt(self, raw: bytes, call: _Call) -> bytes:
+        request, clock = self._admit(raw, call)
+        if clock is None:
+            # gRPC cancels this task at the caller's own deadline.
+            return (await self._behaviour(request, call.wire)).SerializeToString()
+        ticket = clock.enter()
+        try:
+            return (await self._behaviour(request, call.wire)).SerializeToString()
+        except asyncio.CancelledError as error:
+            if ticket.owns_cancellation():
+                raise MeshError("DEADLINE_EXCEEDED") from error
+            raise
+        finally:
+            clock.leave(ticket)
+
+
+class _StreamingRpc(_Rpc):
+    """A stream of replies for one request; it counts as one call, from its arrival to its end.
+
+    The replies are written here instead of being handed on by a generator: whatever ends the call, the servicer's own
+    generator is closed by the task that ran it, before the call is counted.
+    """
+
+    __slots__ = ("_behaviour",)
+
+    def __init__(
+        self, shared: Interceptor, rule: AccessRule, request_class: type[Message], behaviour: StreamBehaviour
+    ) -> None:
+        super().__init__(shared, rule, request_class)
+        self._behaviour = behaviour
+
+    async def _attempt(self, raw: bytes, call: _Call) -> bytes:
+        request, clock = self._admit(raw, call)
+        ticket = None if clock is None else clock.enter()
+        try:
+            async with aclosing(self._behaviour(request, call.wire)) as replies:
+                async for reply in replies:
+                    await _write(call.wire, reply.SerializeToString())
+        except asyncio.CancelledError as error:
+            if ticket is not None and ticket.owns_cancellation():
+                raise MeshError("DEADLINE_EXCEEDED") from error
+            raise
+        finally:
+            if clock is not None and ticket is not None:
+                clock.leave(ticket)
+        return b""
+
+
+async def _write(wire: ServicerContext, reply: bytes) -> None:
+    """Returns once the transport took the reply, so that a slow reader slows the servicer down."""
+    try:
+        await wire.write(reply)
+    except grpc.aio.InternalError as error:
+        # The connection broke before gRPC got round to cancelling this task; it ends in the same way.
+        raise asyncio.CancelledError from error

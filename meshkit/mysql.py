@@ -177,15 +177,32 @@ class Database:
             transaction.close()
             self.pool.release(connection)
 
+    @asynccontextmanager
+    async def moment(self, *, timeout_s: float) -> AsyncIterator[Transaction]:
+        """Lends a transaction for reading whose statements all see one moment: what was committed when it began.
+
+        It takes no locks. Keep it short: while it lasts, the server keeps old versions of every row that changes.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        connection, transaction = await self._begin(deadline, ("isolate_next", "begin_moment"))
+        try:
+            yield transaction
+            await self._roll_back(connection)
+        finally:
+            transaction.close()
+            self.pool.release(connection)
+
     async def ping(self, *, timeout_s: float) -> None:
         """Returns when the server answers a statement, and raises DatabaseUnavailable when it doesn't in time."""
         async with self.snapshot(timeout_s=timeout_s) as snapshot:
             await snapshot.fetch_one(self._queries["ping"])
 
-    async def _begin(self, deadline: float) -> tuple[MysqlConnection, Transaction]:
+    async def _begin(
+        self, deadline: float, statements: Sequence[str] = ("begin",)
+    ) -> tuple[MysqlConnection, Transaction]:
         connection = await self.pool.acquire(deadline)
         try:
-            return connection, await self._start(connection, deadline)
+            return connection, await self._start(connection, deadline, statements)
         except DatabaseTimeout:
             raise
         except DatabaseUnavailable:
@@ -194,12 +211,13 @@ class Database:
         # The pooled connection had died unnoticed. Nothing was asked of it yet, so a new one takes over, once.
         self.pool.discard_idle()
         connection = await self.pool.acquire(deadline)
-        return connection, await self._start(connection, deadline)
+        return connection, await self._start(connection, deadline, statements)
 
-    async def _start(self, connection: MysqlConnection, deadline: float) -> Transaction:
+    async def _start(self, connection: MysqlConnection, deadline: float, statements: Sequence[str]) -> Transaction:
         transaction = Transaction(connection, deadline)
         try:
-            await transaction.execute(self._queries["begin"])
+            for statement in statements:
+                await transaction.execute(self._queries[statement])
         except BaseException:
             transaction.close()
             self.pool.release(connection)

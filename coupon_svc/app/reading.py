@@ -1,4 +1,4 @@
-"""What can be looked at: coupons, what consuming one would take, transactions, and the journal."""
+"""What can be looked at: coupons, what consuming one would take, and transactions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from coupon_svc.app.ports import (
 )
 from coupon_svc.domain.batch import BlockScope
 from coupon_svc.domain.coupon import CouponStatus, spend
-from coupon_svc.domain.journal import JournalRow
 from coupon_svc.domain.routing import user_shard
 from coupon_svc.domain.terms import Terms
 from meshkit.errors import MeshError
@@ -186,19 +185,6 @@ class Reading:
         if row is None or (only_merchant and row.merchant_id != only_merchant):
             raise MeshError("TRANSACTION_NOT_FOUND")
         return row
-
-    async def journal(self, coupon_id: str, page: Page) -> tuple[Sequence[JournalRow], str]:
-        """A page of a coupon's journal, oldest first, and the token of the next page.
-
-        Raises:
-            MeshError: COUPON_NOT_FOUND, PAGE_TOKEN_INVALID.
-        """
-        cursor = cursor_of(page.token, "journal", coupon_id)
-        rows = await self._store.journal(coupon_id, above_seq=int(cursor or 0), limit=page.size + 1)
-        if not rows and cursor is None:
-            raise MeshError("COUPON_NOT_FOUND")
-        shown = rows[: page.size]
-        return shown, token_of(str(shown[-1].seq), "journal", coupon_id) if len(rows) > page.size else ""
 
     async def _view_of(self, facts: CouponFacts) -> CouponView:
         stored = await self._store.get_coupon(facts.coupon_id)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
+_CHAIN_DIGITS = 19
 # What the first row of a chain is chained to.
 FIRST_HASH = bytes(32)
 
@@ -137,6 +138,18 @@ NEW_CHAIN = ChainHead()
 def account_chain(user_id: int) -> str:
     """Names an account's chain: "U" and 19 digits, so that it routes itself as an id does."""
     return f"U{user_id:019d}"
+
+
+def below_chain(chain_id: str) -> str:
+    """The highest name that sorts before a chain's, so that what is above it begins with the chain."""
+    prefix = chain_id[:-_CHAIN_DIGITS]
+    return f"{prefix}{int(chain_id[len(prefix) :]) - 1:019d}"
+
+
+def account_of(chain_id: str) -> int | None:
+    """The user whose account's chain has this name; None when it is the chain of something else."""
+    digits = chain_id.removeprefix("U")
+    return int(digits) if digits != chain_id and digits.isdigit() else None
 
 
 # Given bytes, answers the id of the audit key and the 32-byte HMAC under it.

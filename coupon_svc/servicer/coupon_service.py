@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from coupon_svc.app.activate import ActivateCommand, ActivateCoupon
+from coupon_svc.app.audit_events import AuditEvents
 from coupon_svc.app.consume import ConsumeCommand, ConsumeCoupon
 from coupon_svc.app.directory import CouponDirectory
 from coupon_svc.app.freezing import Freezing
@@ -17,8 +18,10 @@ from coupon_svc.app.issue import IssueCoupons
 from coupon_svc.app.ports import StoredCoupon
 from coupon_svc.app.reading import CouponView, Page, Reading, mask
 from coupon_svc.app.refunds import Refunds
+from coupon_svc.app.verify_audit import VerifyAuditTrail
 from coupon_svc.domain.terms import Terms
 from coupon_svc.servicer import responses
+from coupon_svc.servicer.audit import AuditRpcs
 from coupon_svc.servicer.freeze import FreezeRpcs
 from coupon_svc.servicer.refund import RefundRpcs
 from coupon_svc.servicer.requests import CallReader, amount_minor
@@ -28,7 +31,6 @@ from couponmesh.coupon.v1.coupon_service_pb2_grpc import CouponServiceServicer
 from meshkit import context as request_context
 
 DEFAULT_COUPONS_PER_PAGE = 50
-DEFAULT_EVENTS_PER_PAGE = 100
 # Handlers need nothing of gRPC's own context: identity and deadline are in the request context.
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -46,15 +48,19 @@ class CouponUseCases:
     reservations: ReservationUseCases
     freezing: Freezing
     refunds: Refunds
+    audit_events: AuditEvents
+    verify_audit: VerifyAuditTrail
 
 
-class CouponServicer(ReservationServicer, FreezeRpcs, RefundRpcs, CouponServiceServicer):
+class CouponServicer(ReservationServicer, FreezeRpcs, RefundRpcs, AuditRpcs, CouponServiceServicer):
     """Coupons over their life."""
 
     def __init__(self, use_cases: CouponUseCases, calls: CallReader) -> None:
         """One use case per RPC."""
         ReservationServicer.__init__(self, use_cases.directory, use_cases.reservations, calls)
         self._do = use_cases
+        self._events = use_cases.audit_events
+        self._verify = use_cases.verify_audit
         self._calls = calls
         self._freezing = use_cases.freezing
         self._reading = use_cases.reading
@@ -143,14 +149,6 @@ class CouponServicer(ReservationServicer, FreezeRpcs, RefundRpcs, CouponServiceS
         facts = await (directory.by_code(request.code, call) if request.code else directory.by_id(request.coupon_id))
         response = await self._do.consume(command, facts, deadline=request_context.current().deadline)
         return pb.ConsumeCouponResponse.FromString(response)
-
-    async def ListAuditEvents(
-        self, request: pb.ListAuditEventsRequest, context: _Context
-    ) -> pb.ListAuditEventsResponse:
-        """See the contract."""
-        page = Page(request.page_size or DEFAULT_EVENTS_PER_PAGE, request.page_token)
-        rows, token = await self._do.reading.journal(request.coupon_id, page)
-        return pb.ListAuditEventsResponse(events=[*map(responses.audit_event_message, rows)], next_page_token=token)
 
 
 def _imported(coupon_ids: Sequence[str]) -> bytes:

@@ -10,6 +10,11 @@ local LANGUAGES_MAX_BYTES = 256
 local ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 local LOCALIZED = "type.googleapis.com/google.rpc.LocalizedMessage"
 local RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
+-- What the transcoder makes of a gRPC status, for streams whose status came too late for it.
+local HTTP_OF_GRPC = {
+  [1] = 499, [3] = 400, [4] = 504, [5] = 404, [6] = 409, [7] = 403, [8] = 429, [9] = 400, [10] = 409, [11] = 400,
+  [12] = 501, [14] = 503, [16] = 401,
+}
 -- What only gRPC callers need to see.
 local GRPC_HEADERS = {
   "grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-accept-encoding", "grpc-encoding",
@@ -231,6 +236,17 @@ local function error_envelope(handle, noted, http_status, text)
   return "{" .. table.concat(members, ",") .. "}", wait_ms
 end
 
+-- The gRPC code with which a stream of replies broke off, or nil. The transcoder wrote the status and an array of the
+-- replies before it knew how the stream would end.
+local function broken_stream(handle, text)
+  if string.sub(text, 1, 1) ~= "[" then
+    return nil
+  end
+  local trailers = handle:trailers()
+  local code = tonumber(trailers and trailers:get("grpc-status") or 0) or 2
+  return code ~= 0 and code or nil
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
   local noted = call.noted(handle)
@@ -245,7 +261,13 @@ function envoy_on_response(handle)
   local body = handle:body(true)
   local text = body:getBytes(0, body:length())
   local envelope, wait_ms
-  if http_status < 300 then
+  local broken = http_status < 300 and broken_stream(handle, text)
+  if broken then
+    -- What came before the end is not passed on: half an answer must not look like one.
+    http_status = HTTP_OF_GRPC[broken] or 500
+    noted.reason = BY_GRPC[broken] or "INTERNAL"
+    envelope, wait_ms = error_envelope(noted, http_status, "")
+  elseif http_status < 300 then
     envelope = '{"code":' .. http_status .. ',"data":' .. (text == "" and "{}" or text) .. "}"
   else
     envelope, wait_ms = error_envelope(handle, noted, http_status, text)
@@ -253,6 +275,7 @@ function envoy_on_response(handle)
   body:setBytes(envelope)
   -- Waiting for the body ended the life of the first header object.
   headers = handle:headers()
+  headers:replace(":status", tostring(http_status))
   for _, name in ipairs(GRPC_HEADERS) do
     headers:remove(name)
   end

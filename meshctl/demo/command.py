@@ -67,7 +67,7 @@ def _tell(stack: LocalStack, mesh: Path, console: Console) -> int:
         Rest(f"https://localhost:{port}", authority, console) as rest,
         Grpc(f"localhost:{port}", authority, console) as grpc,
     ):
-        return Story(rest, grpc, tokens, console).tell()
+        return Story(rest, grpc, tokens, console, stack).tell()
 
 
 def _token(keys: DevKeys, role: str, *, client: str, merchant: str = "") -> str:

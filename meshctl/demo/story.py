@@ -14,9 +14,11 @@ from couponmesh.coupon.v1 import coupon_service_pb2_grpc as coupon_grpc
 from couponmesh.type.v1 import money_pb2
 from meshctl.demo.calls import Grpc, Rest, UnexpectedReplyError, expect
 from meshctl.demo.people import MERCHANT, Step, Tokens, cny
+from meshctl.demo.story_audit import AuditChapter
 from meshctl.demo.story_freeze import FreezeChapter
 from meshctl.demo.story_refunds import RefundChapter
 from meshctl.demo.story_reservations import ReservationChapter
+from meshctl.stack.stack import LocalStack
 
 SHOPPER = 20_251_111
 CODE = "7XK9-B2T4"
@@ -32,8 +34,9 @@ def _yuan(money: Mapping[str, str]) -> str:
 class Story:
     """Tells it, step by step; a reply that is not as it must be ends it."""
 
-    def __init__(self, rest: Rest, grpc: Grpc, tokens: Tokens, console: Console) -> None:
-        """Both ways through the edge."""
+    def __init__(self, rest: Rest, grpc: Grpc, tokens: Tokens, console: Console, stack: LocalStack) -> None:
+        """Both ways through the edge, and what lies behind it."""
+        self._stack = stack
         self._rest = rest
         self._grpc = grpc
         self._coupons = coupon_grpc.CouponServiceStub(grpc.channel)
@@ -69,6 +72,14 @@ class Story:
             *ReservationChapter(self._rest, self._tokens).steps(),
             *FreezeChapter(self._rest, self._tokens).steps(),
             *RefundChapter(self._rest, self._tokens).steps(),
+            *AuditChapter(
+                self._rest,
+                self._grpc,
+                self._tokens.auditor,
+                console=self._console,
+                stack=self._stack,
+                card_id=lambda: self._card_id,
+            ).steps(),
         ]
         for number, (title, step) in enumerate(steps, start=1):
             self._console.rule(f"[bold]{number}. {title}", align="left")

@@ -52,6 +52,11 @@ class Layout:
         """One log file for each component."""
         return self.mesh / "logs"
 
+    @property
+    def audit_roots(self) -> Path:
+        """Signed roots of the journal, as exported; a folder per shard."""
+        return self.mesh / "audit-roots"
+
     def log(self, component: str) -> Path:
         """Where a component's output goes."""
         return self.logs / f"{component}.log"

@@ -24,6 +24,7 @@ class Secrets:
         code_key: hex, keys the permutation that coupon codes are made with; another one makes all codes invalid.
         code_keyring: "id:hex", keys that hash and encrypt codes.
         audit_keyring: "id:hex", keys of the journal's hash chain.
+        audit_signing_keys: "id:hex", the key that signs roots of the journal.
         risk_keyring: "id:hex", keys that hide addresses and users in risk control's windows.
     """
 
@@ -32,6 +33,7 @@ class Secrets:
     code_key: str
     code_keyring: str
     audit_keyring: str
+    audit_signing_keys: str
     risk_keyring: str
 
     @classmethod
@@ -74,5 +76,6 @@ _MAKERS: dict[str, Callable[[], str]] = {
     "code_key": _key,
     "code_keyring": _keyring,
     "audit_keyring": _keyring,
+    "audit_signing_keys": _keyring,
     "risk_keyring": _keyring,
 }

@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -42,6 +43,8 @@ class Surroundings:
         code_key: see `Secrets`, like the keyrings.
         code_keyring: likewise.
         audit_keyring: likewise.
+        audit_signing_keys: likewise.
+        audit_roots: where coupon_svc exports signed roots to.
         risk_keyring: likewise.
     """
 
@@ -53,6 +56,8 @@ class Surroundings:
     code_key: str
     code_keyring: str
     audit_keyring: str
+    audit_signing_keys: str
+    audit_roots: Path
     risk_keyring: str
 
 
@@ -192,6 +197,8 @@ def _coupon(told: Surroundings) -> dict[str, str]:
         "CODE_KEY": told.code_key,
         "CODE_KEYRING": told.code_keyring,
         "AUDIT_KEYRING": told.audit_keyring,
+        "AUDIT_SIGNING_KEYS": told.audit_signing_keys,
+        "AUDIT_ROOTS_DIR": str(told.audit_roots),
         # Every local caller is a developer's.
         "TRUSTED_CONTEXT_CLIENTS": json.dumps(["*"]),
     }

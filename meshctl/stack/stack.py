@@ -117,7 +117,7 @@ class LocalStack:
         self.redis = Redis(layout, known.ports["redis"], programs)
         self.zookeeper = ZooKeeperServer(layout, known.ports["zookeeper"], programs)
         names = _replicas(known.replicas)
-        surroundings = self._surroundings(known.ports, secrets) if secrets is not None else None
+        surroundings = self._surroundings(layout, known.ports, secrets) if secrets is not None else None
         self.services = [
             Service(
                 layout,
@@ -368,7 +368,7 @@ class LocalStack:
             state.write(self.layout, self._state)
 
     @staticmethod
-    def _surroundings(chosen: Mapping[str, int], secrets: Secrets) -> Surroundings:
+    def _surroundings(layout: Layout, chosen: Mapping[str, int], secrets: Secrets) -> Surroundings:
         redis = f"redis://127.0.0.1:{chosen['redis']}"
         return Surroundings(
             zookeeper=f"127.0.0.1:{chosen['zookeeper']}",
@@ -379,6 +379,8 @@ class LocalStack:
             code_key=secrets.code_key,
             code_keyring=secrets.code_keyring,
             audit_keyring=secrets.audit_keyring,
+            audit_signing_keys=secrets.audit_signing_keys,
+            audit_roots=layout.audit_roots,
             risk_keyring=secrets.risk_keyring,
         )
 

@@ -23,6 +23,14 @@ SHOW SESSION VARIABLES WHERE Variable_name IN (
 -- Starts a transaction.
 START TRANSACTION;
 
+-- name: isolate_next
+-- Lets the next transaction alone, not the session, see one moment throughout.
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;
+
+-- name: begin_moment
+-- Starts a transaction that reads, and whose every statement sees what was committed at this moment.
+START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY;
+
 -- name: commit
 -- Makes a transaction durable.
 COMMIT;

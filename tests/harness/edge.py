@@ -17,6 +17,7 @@ import httpx
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from couponmesh.coupon.v1 import (
+    audit_pb2,
     batch_service_pb2,
     batch_service_pb2_grpc,
     cashier_service_pb2,
@@ -142,6 +143,12 @@ class _Coupons(coupon_service_pb2_grpc.CouponServiceServicer):
     async def ImportCodes(self, request: Any, context: Any) -> Any:  # noqa: N802 - the generated name
         await self._services.answer("ImportCodes", request.request_id, request, context)
         return coupon_service_pb2.ImportCodesResponse(coupon_ids=[line.code for line in request.codes])
+
+    async def VerifyAuditTrail(self, request: Any, context: Any) -> Any:  # noqa: N802 - the generated name
+        # The shard is how many messages are sent; then the resume token chooses how the stream ends.
+        for number in range(request.shard):
+            yield audit_pb2.VerifyAuditTrailResponse(resume_token=f"{number}")
+        await self._services.answer("VerifyAuditTrail", request.resume_token, request, context)
 
 
 class _Risk(risk_service_pb2_grpc.RiskServiceServicer):

@@ -33,6 +33,7 @@ function(given)
                   get = function(_, space) return metadata[space] end}
   return {headers = function() return headers end,
           body = function() return body end,
+          trailers = function() return {get = function(_, name) return given.trailer(name) end} end,
           streamInfo = function() return {dynamicMetadata = function() return stored end} end,
           logErr = function(_, problem) given.failed(problem) end,
           respond = function(_, reply) given.responded(reply[":status"]) end}
@@ -65,6 +66,7 @@ class Stream:
 
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    trailers: dict[str, str] = field(default_factory=dict)
     noted: dict[str, Any] = field(default_factory=dict)
     status: str = ""
     failures: list[str] = field(default_factory=list)
@@ -76,6 +78,7 @@ class Stream:
             "set_header": lambda name, value: self.headers.__setitem__(name.decode(), value.decode()),
             "remove_header": lambda name: self.headers.pop(name.decode(), None),
             "body": lambda: self.body,
+            "trailer": lambda name: self.trailers.get(name.decode(), None),
             "set_body": lambda text: setattr(self, "body", text),
             "noted": self._note,
             "failed": lambda problem: self.failures.append(problem.decode()),

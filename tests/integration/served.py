@@ -5,15 +5,16 @@ import base64
 import json
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from couponmesh.coupon.v1 import cashier_service_pb2_grpc
+from couponmesh.coupon.v1 import cashier_service_pb2_grpc, coupon_service_pb2, coupon_service_pb2_grpc
 from couponmesh.coupon.v1 import error_reason_pb2 as coupon_errors
+from couponmesh.coupon.v1.audit_pb2 import VerifyAuditTrailRequest, VerifyAuditTrailResponse
 from couponmesh.coupon.v1.cashier_service_pb2 import ConsumeRequest, ConsumeResponse
 from couponmesh.risk.v1 import risk_service_pb2_grpc
 from couponmesh.risk.v1.risk_service_pb2 import AssessBatchRequest, AssessBatchResponse
@@ -24,8 +25,11 @@ from meshkit.telemetry import Telemetry
 CASHIER = "couponmesh.coupon.v1.CashierService"
 CONSUME = f"/{CASHIER}/Consume"
 RISK = "couponmesh.risk.v1.RiskService"
+COUPONS = "couponmesh.coupon.v1.CouponService"
+VERIFY = f"/{COUPONS}/VerifyAuditTrail"
 
 Consume = Callable[[ConsumeRequest], Awaitable[ConsumeResponse]]
+Verify = Callable[[VerifyAuditTrailRequest], AsyncGenerator[VerifyAuditTrailResponse, None]]
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -36,6 +40,8 @@ def token(**claims: Any) -> tuple[str, str]:
 
 
 TILL: Metadata = (token(sub="pos-7", client_id="till", roles=["cashier"], merchant_id="10086"),)
+
+AUDITOR: Metadata = (token(sub="audit-desk", client_id="audit-desk", roles=["auditor"]),)
 
 
 def order(**fields: Any) -> ConsumeRequest:
@@ -62,6 +68,24 @@ class Risk(risk_service_pb2_grpc.RiskServiceServicer):
         del request, context
         self._assess()
         return AssessBatchResponse()
+
+
+def coupons(verify: Verify) -> ServiceBinding:
+    """A CouponService of which only VerifyAuditTrail, the call that streams, does anything."""
+
+    async def nothing(self: object, request: object, context: object) -> None:
+        raise AssertionError
+
+    async def stream(self: object, request: Any, context: object) -> AsyncGenerator[VerifyAuditTrailResponse, None]:
+        async for reply in verify(request):
+            yield reply
+
+    service = coupon_service_pb2.DESCRIPTOR.services_by_name["CouponService"]
+    behaviours: dict[str, Any] = {method.name: nothing for method in service.methods}
+    servicer = type(
+        "Coupons", (coupon_service_pb2_grpc.CouponServiceServicer,), {**behaviours, "VerifyAuditTrail": stream}
+    )
+    return ServiceBinding(COUPONS, coupon_service_pb2_grpc.add_CouponServiceServicer_to_server, servicer())
 
 
 async def answers(_: ConsumeRequest) -> ConsumeResponse:
@@ -97,6 +121,13 @@ async def till(endpoints: Endpoints) -> AsyncIterator[Any]:
     """A client of the CashierService, as generated."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoints.port}") as channel:
         yield cashier_service_pb2_grpc.CashierServiceStub(channel)
+
+
+@asynccontextmanager
+async def desk(endpoints: Endpoints) -> AsyncIterator[Any]:
+    """A client of the CouponService, as generated."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoints.port}") as channel:
+        yield coupon_service_pb2_grpc.CouponServiceStub(channel)
 
 
 class Refusal:

@@ -90,6 +90,16 @@ ROWS = [
     Row(200, body=GIVEN),
     Row(200, body={"couponCode": "7XK9-B2T4", "merchantId": "10086", "amount": "150.00"}),
     Row(200, method="GET", path="/api/v1/users/42/coupons?page_size=3"),
+    # A stream of replies is an array; one that breaks off is an error, whatever came before.
+    Row(200, method="GET", path="/api/v1/audit:verify?shard=0"),
+    Row(200, method="GET", path="/api/v1/audit:verify?shard=3"),
+    Row(404, "COUPON_NOT_FOUND", method="GET", path="/api/v1/audit:verify?resume_token=COUPON_NOT_FOUND"),
+    *(
+        Row(
+            503, "UNAVAILABLE", method="GET", path=f"/api/v1/audit:verify?shard=3&resume_token={broken}", retryable=True
+        )
+        for broken in ("UNAVAILABLE", "BARE_UNAVAILABLE")
+    ),
     # What the services refuse.
     Row(400, "BELOW_MIN_AMOUNT", body={"coupon_code": "BELOW_MIN_AMOUNT"}, metadata={"min_amount": "100.00"}),
     Row(400, "VALIDATION_FAILED", body={"coupon_code": "VALIDATION_FAILED"}, metadata={"problem": "没有"}),
@@ -186,6 +196,11 @@ async def test_the_given_request_byte_for_byte_gets_the_given_reply(client: http
     assert reply.text.startswith('{"code":200,"data":{"transaction_id":"TX202508110001"')
     assert reply.json()["data"]["deduction"] == {"currency_code": "CNY", "amount_minor": "15000"}
     assert reply.headers["cache-control"] == "no-store"
+
+
+async def test_a_stream_of_replies_arrives_whole_and_in_order(client: httpx.AsyncClient) -> None:
+    reply = await client.get("/api/v1/audit:verify", params={"shard": 120})
+    assert [each["resume_token"] for each in reply.json()["data"]] == [str(number) for number in range(120)]
 
 
 async def test_an_internal_address_in_a_bare_status_does_not_leave_the_edge(client: httpx.AsyncClient) -> None:

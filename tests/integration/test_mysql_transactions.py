@@ -608,3 +608,34 @@ async def insert_and_kill(database: Database, server: PrivateMariaDB) -> None:
         await transaction.execute(INSERT, {**key(1), "balance": 1})
         server.kill()
         await transaction.fetch_one("SELECT 1")
+
+
+async def test_every_statement_of_a_moment_sees_what_was_committed_when_it_began(database: Database) -> None:
+    async with database.transaction(timeout_s=5) as tx:
+        await tx.insert_many(INSERT, [row(1)])
+    async with database.moment(timeout_s=5) as moment:
+        async with database.transaction(timeout_s=5) as tx:
+            await tx.execute("UPDATE coupon SET balance = 7 WHERE shard = %(shard)s", key(1))
+            await tx.insert_many(INSERT, [row(2)])
+        assert await moment.fetch_one(BALANCE, key(1)) == (Decimal("100.00"),)
+        assert await moment.fetch_one(BALANCE, key(2)) is None
+        with pytest.raises(DatabaseError):
+            await moment.insert_many(INSERT, [row(3)])
+    # The connection went back as it was: the next transaction sees each commit.
+    async with database.transaction(timeout_s=5) as tx:
+        assert await tx.fetch_one(BALANCE, key(1)) == (Decimal("7.00"),)
+        async with database.snapshot(timeout_s=5) as other:
+            await other.execute("UPDATE coupon SET balance = 8 WHERE shard = %(shard)s", key(1))
+        assert await tx.fetch_one(BALANCE, key(1)) == (Decimal("8.00"),)
+
+
+async def test_a_moment_whose_block_raises_leaves_nothing_behind(database: Database) -> None:
+    async def fails() -> None:
+        async with database.moment(timeout_s=5) as moment:
+            await moment.fetch_all("SELECT 1")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await fails()
+    async with database.transaction(timeout_s=5) as tx:
+        await tx.insert_many(INSERT, [row(1)])

@@ -281,6 +281,25 @@ def test_whatever_stands_behind_an_error_the_reply_is_an_envelope(body: bytes, s
     assert stream.headers["content-length"] == str(len(stream.body))
 
 
+@pytest.mark.parametrize(
+    ("grpc_status", "status", "reason"),
+    [("14", 503, "UNAVAILABLE"), ("4", 504, "DEADLINE_EXCEEDED"), ("13", 500, "INTERNAL"), ("what", 500, "INTERNAL")],
+)
+def test_a_stream_that_broke_off_is_an_error_and_says_nothing_of_what_came_before(
+    grpc_status: str, status: int, reason: str
+) -> None:
+    stream = Stream(headers={":status": "200"}, body=b'[{"complete":true}]', trailers={"grpc-status": grpc_status})
+    reply = json.loads(ENVELOPE.reply(stream, method="GET").body)
+    assert (stream.headers[":status"], reply["code"], reply["reason"]) == (str(status), status, reason)
+    assert b"complete" not in stream.body
+
+
+@pytest.mark.parametrize("trailers", [{}, {"grpc-status": "0"}], ids=["without trailers", "with OK"])
+def test_a_stream_that_came_to_its_end_is_an_array(trailers: dict[str, str]) -> None:
+    stream = Stream(headers={":status": "200"}, body=b'[{"complete":true}]', trailers=trailers)
+    assert json.loads(ENVELOPE.reply(stream, method="GET").body) == {"code": 200, "data": [{"complete": True}]}
+
+
 def test_every_reason_of_the_edge_has_both_messages_from_the_contract() -> None:
     for name, reason in CONTRACT.reasons().items():
         for language, template in (("en", reason.en), ("zh-CN", reason.zh)):

@@ -10,6 +10,7 @@ from couponmesh.type.v1 import client_context_pb2 as _client_context_pb2
 from couponmesh.type.v1 import money_pb2 as _money_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -626,31 +627,75 @@ Global___GetTransactionResponse: _TypeAlias = GetTransactionResponse  # noqa: Y0
 
 @_typing.final
 class ListAuditEventsRequest(_message.Message):
-    """Request of ListAuditEvents."""
+    """Request of ListAuditEvents. It states exactly one of coupon_id, user_id,
+    transaction_id and shard; the other fields narrow that down.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     COUPON_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    FROM_TIME_FIELD_NUMBER: _builtins.int
+    TO_TIME_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     coupon_id: _builtins.str
-    """The coupon; 19 digits."""
+    """The journal of this coupon or batch; 19 digits."""
     page_size: _builtins.int
-    """At most this many; 1 to 500; 100 when 0."""
+    """At most this many; 1 to 500; 100 when 0. A page may hold fewer and still
+    not be the last: only an empty next_page_token ends the list.
+    """
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first (AIP-158)."""
+    user_id: _builtins.int
+    """The journals of this user's coupons."""
+    transaction_id: _builtins.str
+    """The rows that this transaction wrote, or that refer to it."""
+    shard: _builtins.int
+    """Every journal of this logical shard; 0 to 127."""
+    caller: _builtins.str
+    """Only rows that this caller asked for; up to 128 characters."""
+    request_id: _builtins.str
+    """Only rows of this request; up to 64 visible ASCII characters."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_coupon_pb2.AuditKind.ValueType]:
+        """Only rows of these kinds; empty means every kind."""
+
+    @_builtins.property
+    def from_time(self) -> _timestamp_pb2.Timestamp:
+        """Only rows from this moment on."""
+
+    @_builtins.property
+    def to_time(self) -> _timestamp_pb2.Timestamp:
+        """Only rows before this moment."""
+
     def __init__(
         self,
         *,
         coupon_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        user_id: _builtins.int = ...,
+        transaction_id: _builtins.str = ...,
+        shard: _builtins.int | None = ...,
+        kinds: _abc.Iterable[_coupon_pb2.AuditKind.ValueType] | None = ...,
+        from_time: _timestamp_pb2.Timestamp | None = ...,
+        to_time: _timestamp_pb2.Timestamp | None = ...,
+        caller: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_shard", b"_shard", "from_time", b"from_time", "shard", b"shard", "to_time", b"to_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coupon_id", b"coupon_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard", b"_shard", "caller", b"caller", "coupon_id", b"coupon_id", "from_time", b"from_time", "kinds", b"kinds", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "shard", b"shard", "to_time", b"to_time", "transaction_id", b"transaction_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__shard: _TypeAlias = _typing.Literal["shard"]  # noqa: Y015
+    _WhichOneofArgType__shard: _TypeAlias = _typing.Literal["_shard", b"_shard"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shard) -> _WhichOneofReturnType__shard | None: ...
 
 Global___ListAuditEventsRequest: _TypeAlias = ListAuditEventsRequest  # noqa: Y015
 
@@ -666,7 +711,7 @@ class ListAuditEventsResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_coupon_pb2.AuditEvent]:
-        """One page."""
+        """One page: by coupon, within it oldest first."""
 
     def __init__(
         self,

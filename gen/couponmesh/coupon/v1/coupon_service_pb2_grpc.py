@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from couponmesh.coupon.v1 import audit_pb2 as couponmesh_dot_coupon_dot_v1_dot_audit__pb2
 from couponmesh.coupon.v1 import coupon_service_pb2 as couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2
 from couponmesh.coupon.v1 import freeze_pb2 as couponmesh_dot_coupon_dot_v1_dot_freeze__pb2
 from couponmesh.coupon.v1 import refund_pb2 as couponmesh_dot_coupon_dot_v1_dot_refund__pb2
@@ -132,6 +133,11 @@ class CouponServiceStub:
                 '/couponmesh.coupon.v1.CouponService/ListAuditEvents',
                 request_serializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ListAuditEventsRequest.SerializeToString,
                 response_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ListAuditEventsResponse.FromString,
+                _registered_method=True)
+        self.VerifyAuditTrail = channel.unary_stream(
+                '/couponmesh.coupon.v1.CouponService/VerifyAuditTrail',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_audit__pb2.VerifyAuditTrailRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_audit__pb2.VerifyAuditTrailResponse.FromString,
                 _registered_method=True)
 
 
@@ -344,7 +350,19 @@ class CouponServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEvents(self, request, context):
-        """Lists a coupon's journal, oldest first.
+        """Lists journal rows of a coupon, a user, a transaction or a shard, oldest
+        first within each coupon.
+
+        Errors: COUPON_NOT_FOUND, TRANSACTION_NOT_FOUND, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyAuditTrail(self, request, context):
+        """Verifies journals and what must agree with them, and locates what was
+        altered, removed, inserted, cut off or recomputed. Findings are answers, not
+        errors. It takes no locks and may run while coupons are consumed.
 
         Errors: COUPON_NOT_FOUND, PAGE_TOKEN_INVALID.
         """
@@ -449,6 +467,11 @@ def add_CouponServiceServicer_to_server(servicer, server):
                     servicer.ListAuditEvents,
                     request_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ListAuditEventsRequest.FromString,
                     response_serializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
+            'VerifyAuditTrail': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyAuditTrail,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_audit__pb2.VerifyAuditTrailRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_audit__pb2.VerifyAuditTrailResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -965,6 +988,33 @@ class CouponService:
             '/couponmesh.coupon.v1.CouponService/ListAuditEvents',
             couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ListAuditEventsRequest.SerializeToString,
             couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ListAuditEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyAuditTrail(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/VerifyAuditTrail',
+            couponmesh_dot_coupon_dot_v1_dot_audit__pb2.VerifyAuditTrailRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_audit__pb2.VerifyAuditTrailResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from couponmesh.coupon.v1 import audit_pb2 as _audit_pb2
 from couponmesh.coupon.v1 import coupon_service_pb2 as _coupon_service_pb2
 from couponmesh.coupon.v1 import freeze_pb2 as _freeze_pb2
 from couponmesh.coupon.v1 import refund_pb2 as _refund_pb2
@@ -152,7 +153,15 @@ class CouponServiceStub:
     Errors: ACCOUNT_NOT_FROZEN, IDEMPOTENCY_KEY_REUSED.
     """
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_coupon_service_pb2.ListAuditEventsRequest, _coupon_service_pb2.ListAuditEventsResponse]
-    """Lists a coupon's journal, oldest first.
+    """Lists journal rows of a coupon, a user, a transaction or a shard, oldest
+    first within each coupon.
+
+    Errors: COUPON_NOT_FOUND, TRANSACTION_NOT_FOUND, PAGE_TOKEN_INVALID.
+    """
+    VerifyAuditTrail: _aio.UnaryStreamMultiCallable[_audit_pb2.VerifyAuditTrailRequest, _audit_pb2.VerifyAuditTrailResponse]
+    """Verifies journals and what must agree with them, and locates what was
+    altered, removed, inserted, cut off or recomputed. Findings are answers, not
+    errors. It takes no locks and may run while coupons are consumed.
 
     Errors: COUPON_NOT_FOUND, PAGE_TOKEN_INVALID.
     """
@@ -406,7 +415,21 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_service_pb2.ListAuditEventsRequest,
         context: _aio.ServicerContext[_coupon_service_pb2.ListAuditEventsRequest, _abc.Awaitable[_coupon_service_pb2.ListAuditEventsResponse]],
     ) -> _abc.Awaitable[_coupon_service_pb2.ListAuditEventsResponse]:
-        """Lists a coupon's journal, oldest first.
+        """Lists journal rows of a coupon, a user, a transaction or a shard, oldest
+        first within each coupon.
+
+        Errors: COUPON_NOT_FOUND, TRANSACTION_NOT_FOUND, PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyAuditTrail(
+        self,
+        request: _audit_pb2.VerifyAuditTrailRequest,
+        context: _aio.ServicerContext[_audit_pb2.VerifyAuditTrailRequest, _abc.AsyncIterator[_audit_pb2.VerifyAuditTrailResponse]],
+    ) -> _abc.AsyncIterator[_audit_pb2.VerifyAuditTrailResponse]:
+        """Verifies journals and what must agree with them, and locates what was
+        altered, removed, inserted, cut off or recomputed. Findings are answers, not
+        errors. It takes no locks and may run while coupons are consumed.
 
         Errors: COUPON_NOT_FOUND, PAGE_TOKEN_INVALID.
         """
