@@ -81,7 +81,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Undone:
-    """What a transaction gives back of a consumption: of its deduction, in fen, and its use when that is undone whole."""
+    """What is given back of a consumption: a part of its deduction in fen, and its use when it is undone whole."""
 
     batch: Batch
     key: UseKey
