@@ -200,14 +200,17 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
                     store=reservations,
                     coupons=store,
                     batches=batches,
+                    caps=caps,
                     risk=risk,
                     sign=sign,
                     clock=clock,
                     accept_without_risk_minor=config.accept_without_risk_minor,
                 ),
-                confirm=ConfirmReservation(store=reservations, batches=batches, ids=ids, sign=sign, clock=clock),
+                confirm=ConfirmReservation(
+                    store=reservations, batches=batches, caps=caps, ids=ids, sign=sign, clock=clock
+                ),
                 cancel=CancelReservation(store=reservations, sign=sign, clock=clock),
-                reverse=ReverseTransaction(store=reservations, batches=batches, sign=sign, clock=clock),
+                reverse=ReverseTransaction(store=reservations, batches=batches, caps=caps, sign=sign, clock=clock),
             ),
             reading=Reading(store=store, directory=directory, batches=batches, caps=caps, codes=codes, clock=clock),
             freezing=Freezing(
@@ -224,7 +227,9 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
                 book=refund_book,
                 directory=directory,
                 batches=batches,
-                give_back=GiveBack(book=refund_book, mint=mint, codes=codes, ids=ids, sign=sign, clock=clock),
+                give_back=GiveBack(
+                    book=refund_book, caps=caps, mint=mint, codes=codes, ids=ids, sign=sign, clock=clock
+                ),
                 clock=clock,
             ),
             audit_events=AuditEvents(store, audits.store),

@@ -31,7 +31,7 @@ class MysqlCaps:
         """See `CapBook.uses`."""
         wanted = sorted(keys)
         if unit is not None:
-            rows = await transaction_of(unit).fetch_all(self._queries["uses"], {"keys": wanted})
+            rows = await transaction_of(unit).fetch_all(self._queries["lock_uses"], {"keys": wanted})
         else:
             async with self._databases.of(wanted[0].shard).snapshot(timeout_s=self._timeout_s) as tx:
                 rows = await tx.fetch_all(self._queries["uses"], {"keys": wanted})
@@ -63,8 +63,12 @@ class MysqlCaps:
 
     async def give_back(self, unit: Unit, holder: int, amounts: Mapping[str, int]) -> None:
         """See `CapBook.give_back`."""
+        tx = transaction_of(unit)
         rows = sorted((holder, batch_id, amount) for batch_id, amount in amounts.items())
-        if await transaction_of(unit).execute_rows(self._queries["return_to_slices"], rows) != len(rows):
+        for shard, batch_id, _ in rows:
+            # The shard may have come here with its coupons from another database, whose slice paid for them.
+            await tx.execute(self._queries["add_slice"], {"shard": shard, "batch_id": batch_id})
+        if await tx.execute_rows(self._queries["return_to_slices"], rows) != len(rows):
             raise LookupError("spend_slice lacks the row of a batch that was spent from")
 
     async def slice_of(self, holder: int, batch_id: str) -> Slice:

@@ -53,6 +53,12 @@ class BatchCache:
             _bounded(self._batches)[batch_id] = (now_ms, batch)
         return {batch_id: self._batches[batch_id][1] for batch_id in wanted}
 
+    async def of_any_age(self, batch_ids: Iterable[str]) -> Mapping[str, Batch]:
+        """Batches by id, for what of them never changes, such as their caps; raises MeshError BATCH_NOT_FOUND."""
+        wanted = set(batch_ids)
+        known = {batch_id: self._batches[batch_id][1] for batch_id in wanted if batch_id in self._batches}
+        return {**known, **await self.batches(wanted - known.keys())}
+
     async def batch(self, batch_id: str) -> Batch:
         """One batch; raises MeshError BATCH_NOT_FOUND."""
         return (await self.batches([batch_id]))[batch_id]

@@ -8,7 +8,7 @@ slice too small is rolled back, leases more, and runs again; what does not fit t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coupon_svc.app.caps_ports import CapBook, Slice, Use, UseKey
@@ -79,11 +79,23 @@ class Tally:
         self.spent[batch.batch_id] = total
 
 
-class CapKeeper:
-    """Lets transactions take from caps.
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """What is given back of a consumption: a part of its deduction in fen, and its use when it is undone whole."""
 
-    A transaction calls `begin` once its coupons are locked, `Tally.take` for each consumption, and `settle` before its
-    appends. On SliceShort the whole transaction is rolled back, `refill` is called, and it runs again.
+    batch: Batch
+    key: UseKey
+    transaction_id: str
+    deduction_minor: int
+    whole: bool
+
+
+class CapKeeper:
+    """Lets transactions take from caps and give back to them.
+
+    A transaction that takes calls `begin` once its coupons are locked, `Tally.take` for each consumption, and `settle`
+    before its appends. On SliceShort the whole transaction is rolled back, `refill` is called, and it runs again. One
+    that undoes consumptions calls `give_back` once its coupons are locked.
     """
 
     def __init__(self, store: Store, book: CapBook, clock: Clock) -> None:
@@ -99,6 +111,10 @@ class CapKeeper:
         if all(batch.caps.spend_cap_minor is None for batch in batches):
             return set()
         return {self._book.holder(shard) for shard in shards}
+
+    def holder(self, shard: int) -> int:
+        """The shard to be fenced besides a coupon's, where it is not known yet whether its batch has a spend cap."""
+        return self._book.holder(shard)
 
     async def begin(self, unit: Unit, wanted: Iterable[tuple[Batch, UseKey]], careful: frozenset[str]) -> Tally | None:
         """Reads what the group needs to know; nothing, and None, when no batch of it has caps.
@@ -150,8 +166,19 @@ class CapKeeper:
                 self._dry[short.holder, batch_id] = (self._clock() + DRY_MS, cut_off)
         return frozenset(short.wanted)
 
-    async def preview(self, batch: Batch, key: UseKey, deduction_minor: int) -> None:
-        """Refuses what a consumption would be refused for as things are now; changes nothing.
+    async def give_back(self, unit: Unit, undone: Sequence[Undone]) -> None:
+        """Gives back what consumptions of one database took, which the unit undoes under the locks of their coupons."""
+        amounts: defaultdict[str, int] = defaultdict(int)
+        for each in sorted(undone, key=lambda each: (each.key, each.transaction_id)):
+            if each.whole and each.batch.caps.uses_per_user is not None:
+                await self._book.free_use(unit, each.key, each.transaction_id)
+            if each.deduction_minor and each.batch.caps.spend_cap_minor is not None:
+                amounts[each.batch.batch_id] += each.deduction_minor
+        if amounts:
+            await self._book.give_back(unit, self._book.holder(undone[0].key.shard), amounts)
+
+    async def preview(self, batch: Batch, key: UseKey, deduction_minor: int, *, uses: int = 1) -> None:
+        """Refuses what so many consumptions of this sum would be refused for as things are now; changes nothing.
 
         Raises:
             MeshError: USES_LIMIT_REACHED, SPEND_CAP_REACHED.
@@ -159,11 +186,12 @@ class CapKeeper:
         caps = batch.caps
         if caps.uses_per_user is not None:
             used = (await self._book.uses([key])).get(key, set())
-            if len(used) >= caps.uses_per_user:
+            if len(used) + uses > caps.uses_per_user:
                 raise uses_limit_reached(batch)
         if caps.spend_cap_minor is not None:
             held = await self._book.slice_of(self._book.holder(key.shard), batch.batch_id)
-            if deduction_minor > held.left_minor + await self._book.ungranted(batch):
+            short_minor = deduction_minor - held.left_minor
+            if short_minor > 0 and short_minor > await self._book.ungranted(batch):
                 raise spend_cap_reached(batch, deduction_minor)
 
     async def _lease(self, batch: Batch, holder: int, wanted_minor: int) -> bool:

@@ -49,7 +49,7 @@ class CapBook(Protocol):
         """The holder of the slices of the database that holds `shard`."""
 
     async def uses(self, keys: Iterable[UseKey], unit: Unit | None = None) -> Mapping[UseKey, set[int]]:
-        """Numbers that are taken, as committed now; all keys of one database."""
+        """Numbers that are taken, as committed now; all keys of one database. With a unit, they stay locked."""
 
     async def add_uses(self, unit: Unit, uses: Sequence[Use]) -> None:
         """Takes numbers; raises DuplicateKey where another transaction was faster."""
@@ -64,7 +64,7 @@ class CapBook(Protocol):
         """Spends fen per batch from slices, by one statement; False, to be rolled back, when one is too small."""
 
     async def give_back(self, unit: Unit, holder: int, amounts: Mapping[str, int]) -> None:
-        """Returns fen per batch to slices, for consumptions that were undone."""
+        """Returns fen per batch to slices, for consumptions that were undone; adds a slice where there is none."""
 
     async def slice_of(self, holder: int, batch_id: str) -> Slice:
         """A slice without locks; adds an empty one where there is none."""

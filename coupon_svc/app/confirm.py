@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from coupon_svc.app.batches import BatchCache
+from coupon_svc.app.caps import CapKeeper, SliceShort
+from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.app.coupon_steps import CouponSteps
 from coupon_svc.app.ports import Call, Clock, Ids, TransactionRow
-from coupon_svc.app.requests import run_once
+from coupon_svc.app.requests import MAX_RUNS, run_once
 from coupon_svc.app.reservation_ports import ReservationKey, ReservationStore, ReservationUnit, TransactionLine
 from coupon_svc.app.reservation_steps import Outcome, hold_facts
 from coupon_svc.domain.batch import BlockScope
@@ -24,7 +26,6 @@ from coupon_svc.domain.reservation import (
     take_held,
 )
 from coupon_svc.domain.routing import user_shard
-from coupon_svc.domain.terms import Terms
 from coupon_svc.domain.times import transaction_id
 from meshkit.errors import MeshError
 
@@ -48,10 +49,20 @@ class ConfirmCommand:
 class ConfirmReservation:
     """The use case."""
 
-    def __init__(self, *, store: ReservationStore, batches: BatchCache, ids: Ids, sign: Sign, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        store: ReservationStore,
+        batches: BatchCache,
+        caps: CapKeeper,
+        ids: Ids,
+        sign: Sign,
+        clock: Clock,
+    ) -> None:
         """All adapters arrive here."""
         self._store = store
         self._batches = batches
+        self._caps = caps
         self._ids = ids
         self._sign = sign
         self._clock = clock
@@ -62,6 +73,15 @@ class ConfirmReservation:
         Raises:
             MeshError: the reasons that ConfirmReservation lists in the contract.
         """
+        careful: frozenset[str] = frozenset()
+        for _ in range(MAX_RUNS):
+            try:
+                return await self._run(command, careful)
+            except SliceShort as short:
+                careful |= await self._caps.refill(short, await self._batches.of_any_age(short.wanted))
+        raise MeshError("UNAVAILABLE", part="mysql")
+
+    async def _run(self, command: ConfirmCommand, careful: frozenset[str]) -> bytes:
         call = command.call
         key = ReservationKey(user_shard(command.user_id), call.caller, command.reservation_id)
 
@@ -80,17 +100,24 @@ class ConfirmReservation:
             confirmed = reservation.moved(ReservationState.CONFIRMED, now_ms)
             if frozen:
                 raise MeshError("ACCOUNT_FROZEN", user_id=str(reservation.user_id))
-            outcome = await self._take(unit, confirmed, command, now_ms)
+            outcome = await self._take(unit, confirmed, command, now_ms, careful)
             response = command.encode(outcome)
             await unit.update_reservations(
                 [replace(confirmed, confirm_hash=command.content_hash, confirm_response=response)]
             )
             return response
 
-        return await run_once(self._store, call.key(key.shard), call.request_hash, self._clock, work)
+        # Which batches it concerns shows under the locks, and shards are fenced before.
+        fenced = [self._caps.holder(key.shard)]
+        return await run_once(self._store, call.key(key.shard), call.request_hash, self._clock, work, fenced=fenced)
 
     async def _take(
-        self, unit: ReservationUnit, reservation: Reservation, command: ConfirmCommand, now_ms: int
+        self,
+        unit: ReservationUnit,
+        reservation: Reservation,
+        command: ConfirmCommand,
+        now_ms: int,
+        careful: frozenset[str],
     ) -> Outcome:
         own = await unit.holds_of([ReservationKey.of(reservation)])
         amounts = confirmed_amounts(reservation, own, command.wanted)
@@ -100,6 +127,14 @@ class ConfirmReservation:
         others = [hold for hold in unreleased if ReservationKey.of(hold) != ReservationKey.of(reservation)]
         batches = await self._batches.batches(coupon.batch_id for coupon in locked.values())
         terms = await self._batches.terms(coupon.terms_id for coupon in locked.values())
+        uses = {
+            coupon_id: (
+                batches[locked[coupon_id].batch_id],
+                UseKey(reservation.shard, reservation.user_id, locked[coupon_id].batch_id),
+            )
+            for coupon_id in amounts
+        }
+        tally = await self._caps.begin(unit, uses.values(), careful)
         taking = _Taking(CouponSteps(locked, self._sign), reservation, command.call, now_ms)
         for hold in own:
             coupon = locked[hold.coupon_id]
@@ -111,7 +146,12 @@ class ConfirmReservation:
             # What others hold counts while it lives; what is stored counts until it is released.
             after = take_held(counted(coupon, others, now_ms), hold, amount_minor, now_ms=now_ms)
             number = self._ids.next(reservation.shard)
-            taking.consume(hold, recounted(after, others), amount_minor, terms[coupon.terms_id], number)
+            taken = transaction_id(now_ms, terms[coupon.terms_id].time_zone, number)
+            if tally is not None:
+                batch, use = uses[coupon.coupon_id]
+                tally.take(batch, use, deduction_minor=amount_minor, transaction_id=taken)
+            taking.consume(hold, recounted(after, others), amount_minor, taken)
+        await self._caps.settle(unit, tally)
         return await taking.write(unit)
 
 
@@ -126,10 +166,9 @@ class _Taking:
         self._holds: list[Hold] = []
         self._transactions: list[TransactionRow] = []
 
-    def consume(self, hold: Hold, after: Coupon, amount_minor: int, terms: Terms, number: int) -> None:
-        """Takes a hold, in part when it holds more."""
+    def consume(self, hold: Hold, after: Coupon, amount_minor: int, taken: str) -> None:
+        """Takes a hold, in part when it holds more, by the transaction `taken`."""
         reservation, origin = self._reservation, self._call.origin(self._now_ms)
-        taken = transaction_id(self._now_ms, terms.time_zone, number)
         asked_minor = amount_minor if hold.held_minor else hold.base_minor
         facts = hold_facts(JournalKind.CONSUMED, origin, reservation, hold, amount_minor)
         moved = self._steps.take(after, replace(facts, transaction_id=taken, order_amount_minor=asked_minor))

@@ -264,7 +264,7 @@ class ConsumeCoupon:
                 continue
             coupon = coupons[pending.facts.coupon_id]
             try:
-                _refuse_held(pending.facts, moved, frozen)
+                self._refuse_held(pending.facts, knowledge, moved, frozen)
                 after = self._consume_one(pending, coupon, knowledge, now_ms, effects)
             except MeshError as refusal:
                 effects.answers.append((entry, refusal))
@@ -282,6 +282,16 @@ class ConsumeCoupon:
             await unit.insert_transactions(effects.transactions)
             await unit.record(effects.records, now_ms)
         return effects
+
+    def _refuse_held(
+        self, facts: CouponFacts, knowledge: _Knowledge, moved: set[int], frozen: set[tuple[int, int]]
+    ) -> None:
+        if moved:
+            written = {facts.shard} | self._caps.holders([facts.shard], [knowledge.batches[facts.batch_id]])
+            for shard in written & moved:
+                raise MeshError("SHARD_MOVED", shard=str(shard))
+        if (facts.shard, facts.user_id) in frozen:
+            raise MeshError("ACCOUNT_FROZEN", user_id=str(facts.user_id))
 
     def _consume_one(
         self,
@@ -360,13 +370,6 @@ def _without_contended(entries: Sequence[_Entry], tokens: Mapping[str, Token | N
         if now - entry.item.contended_since >= BUSY_LIMIT_S or not entry.retry_later(delay_s):
             entry.fail(MeshError("COUPON_BUSY", coupon_id=coupon_id))
     return held
-
-
-def _refuse_held(facts: CouponFacts, moved: set[int], frozen: set[tuple[int, int]]) -> None:
-    if facts.shard in moved:
-        raise MeshError("SHARD_MOVED", shard=str(facts.shard))
-    if (facts.shard, facts.user_id) in frozen:
-        raise MeshError("ACCOUNT_FROZEN", user_id=str(facts.user_id))
 
 
 def _use(pending: _Pending, knowledge: _Knowledge) -> tuple[Batch, UseKey]:

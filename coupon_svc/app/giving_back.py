@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from coupon_svc.app.caps import CapKeeper, Undone
+from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.app.coupon_steps import CouponSteps, StepFacts
 from coupon_svc.app.issue import LONG_CODES_PER_SHARD, SHORT_CODE_LENGTH, SHORT_CODES_PER_SHARD, request_digest
 from coupon_svc.app.minting import Mint
@@ -93,14 +95,29 @@ class _Writing:
 class GiveBack:
     """Gives back cells of an order."""
 
-    def __init__(self, *, book: RefundBook, mint: Mint, codes: CodeBook, ids: Ids, sign: Sign, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        book: RefundBook,
+        caps: CapKeeper,
+        mint: Mint,
+        codes: CodeBook,
+        ids: Ids,
+        sign: Sign,
+        clock: Clock,
+    ) -> None:
         """All adapters arrive here."""
         self._book = book
+        self._caps = caps
         self._mint = mint
         self._codes = codes
         self._ids = ids
         self._sign = sign
         self._clock = clock
+
+    def fenced(self, shard: int, knowledge: Knowledge) -> set[int]:
+        """Shards that a refund in `shard` writes besides it."""
+        return self._caps.holders([shard], knowledge.batches.values())
 
     async def __call__(self, unit: Unit, call: Call, paid: Paid, given: Cells, knowledge: Knowledge) -> Refunded:
         """Writes the refund of the `given` cells, none above what is left, under the locks of all coupons of `paid`.
@@ -114,6 +131,7 @@ class GiveBack:
         refund_id = transaction_id(now_ms, zone, self._ids.next(first.shard))
         writing = _Writing(unit, call, paid, knowledge, refund_id, now_ms, CouponSteps(paid.coupons, self._sign))
         amounts = by_tender(given)
+        await self._give_to_caps(writing, amounts)
         for row in paid.rows:
             if amounts.get(row.transaction_id):
                 await self._contra(writing, row, amounts[row.transaction_id])
@@ -139,6 +157,20 @@ class GiveBack:
             [update.after for update in updates],
             {cell: minor - given.get(cell, 0) for cell, minor in paid.left.items()},
         )
+
+    async def _give_to_caps(self, writing: _Writing, amounts: Mapping[str, int]) -> None:
+        """Gives back to caps each sum, and the use of what is refunded to the last fen."""
+        paid = writing.paid
+        left = by_tender(paid.left)
+        undone = []
+        for row in paid.rows:
+            amount_minor = amounts.get(row.transaction_id, 0)
+            if amount_minor:
+                batch = writing.knowledge.batches[paid.coupons[row.coupon_id].batch_id]
+                use = UseKey(row.shard, row.user_id, batch.batch_id)
+                whole = amount_minor == left[row.transaction_id]
+                undone.append(Undone(batch, use, row.transaction_id, amount_minor, whole))
+        await self._caps.give_back(writing.unit, undone)
 
     async def _contra(self, writing: _Writing, row: TransactionRow, amount_minor: int) -> None:
         coupon = writing.steps.current(row.coupon_id)

@@ -89,7 +89,8 @@ class Refunds:
                 raise MeshError("REFUND_INDIVISIBLE", coupon_id=row.coupon_id, left=format_yuan(left_minor))
             return encode(await self._give_back(unit, call, paid, given, knowledge))
 
-        return await run_once(self._store, call.key(row.shard), call.request_hash, self._clock, work)
+        fenced = self._give_back.fenced(row.shard, knowledge)
+        return await run_once(self._store, call.key(row.shard), call.request_hash, self._clock, work, fenced=fenced)
 
     async def order(
         self, call: Call, *, merchant_id: str, order_id: str, lines: Sequence[WantedLine], encode: Encode
@@ -128,7 +129,8 @@ class Refunds:
             given = refund_of_lines(paid.left, lines, order_id=order_id)
             return encode(await self._give_back(unit, call, paid, given, knowledge))
 
-        return await run_once(self._store, call.key(first.shard), call.request_hash, self._clock, work)
+        fenced = self._give_back.fenced(first.shard, knowledge)
+        return await run_once(self._store, call.key(first.shard), call.request_hash, self._clock, work, fenced=fenced)
 
     async def of_transaction(self, row: TransactionRow) -> tuple[RefundedTransaction, Sequence[RefundRow]]:
         """What was refunded of a consumption so far, and by which refunds."""

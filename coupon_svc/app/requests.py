@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
@@ -60,11 +60,14 @@ async def run_once(
     request_hash: bytes,
     clock: Clock,
     work: Callable[[_Unit_co], Awaitable[bytes]],
+    *,
+    fenced: Iterable[int] = (),
 ) -> bytes:
     """Runs `work` in one transaction together with its record, or replays what it answered before.
 
     `work` gives the response and may be run again after a duplicate key, a deadlock or a COMMIT whose outcome is
-    unknown; each run starts with the record, so the effect happens once.
+    unknown; each run starts with the record, so the effect happens once. `fenced` are shards that it writes besides the
+    key's.
 
     Raises:
         MeshError: IDEMPOTENCY_KEY_REUSED, TRANSACTION_REVERSED, or what `work` raises.
@@ -75,7 +78,7 @@ async def run_once(
                 recorded = (await unit.recorded([key])).get(key)
                 if recorded is not None:
                     return replay(recorded, key, request_hash)
-                await refuse_moved(unit, {key.shard})
+                await refuse_moved(unit, {key.shard, *fenced})
                 try:
                     response = await work(unit)
                 except MeshError as refusal:

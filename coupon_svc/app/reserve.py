@@ -2,14 +2,20 @@
 
 The reservation's row is inserted first, and a duplicate key caught: who was slower runs again and finds it. A
 cancellation of what never arrived is such a row too, so that the late arrival meets it.
+
+Caps of batches are looked at and not held: they refuse early what could not be confirmed now, but what is reserved may
+still be refused when it is confirmed, since others took the last uses or the rest of the sum meanwhile.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coupon_svc.app.batches import BatchCache
+from coupon_svc.app.caps import CapKeeper
+from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.app.coupon_steps import CouponSteps
 from coupon_svc.app.holds import without_stale_holds
 from coupon_svc.app.ports import (
@@ -25,7 +31,7 @@ from coupon_svc.app.ports import (
 from coupon_svc.app.requests import replay, run_once
 from coupon_svc.app.reservation_ports import ReservationKey, ReservationStore, ReservationUnit
 from coupon_svc.app.reservation_steps import Outcome, hold_facts
-from coupon_svc.domain.batch import BlockScope
+from coupon_svc.domain.batch import Batch, BlockScope
 from coupon_svc.domain.coupon import Coupon
 from coupon_svc.domain.hold import Hold, HoldState, counted, recounted
 from coupon_svc.domain.journal import JournalKind, Origin, Sign
@@ -33,6 +39,7 @@ from coupon_svc.domain.order_lines import Line, check_lines
 from coupon_svc.domain.reservation import Planned, Reservation, ReservationState, Wanted, plan
 from coupon_svc.domain.routing import user_shard
 from meshkit.errors import InvalidFields, MeshError
+from meshkit.mysql_errors import DatabaseError
 
 DEFAULT_TTL_S = 900
 
@@ -67,6 +74,7 @@ class ReserveCoupons:
         store: ReservationStore,
         coupons: Store,
         batches: BatchCache,
+        caps: CapKeeper,
         risk: RiskGate,
         sign: Sign,
         clock: Clock,
@@ -76,6 +84,7 @@ class ReserveCoupons:
         self._store = store
         self._coupons = coupons
         self._batches = batches
+        self._caps = caps
         self._risk = risk
         self._sign = sign
         self._clock = clock
@@ -132,12 +141,30 @@ class ReserveCoupons:
         Duplicates that wait for a row which is rolled back deadlock with each other, and are run again, once for each
         that was refused. Refused here, they never meet.
         """
-        for batch in (await self._batches.batches(fact.batch_id for fact in command.facts)).values():
+        batches = await self._batches.batches(fact.batch_id for fact in command.facts)
+        for batch in batches.values():
             batch.refuse_when_blocked(BlockScope.CONSUME)
         stored = await self._coupons.get_coupons(command.facts[0].shard, [fact.coupon_id for fact in command.facts])
         now_ms = self._clock()
         coupons = {coupon_id: each.coupon for coupon_id, each in stored.items()}
-        await self._plan(command, await without_stale_holds(self._coupons, coupons, now_ms), now_ms)
+        planned = await self._plan(command, await without_stale_holds(self._coupons, coupons, now_ms), now_ms)
+        await self._refuse_beyond_caps(command, batches, planned)
+
+    async def _refuse_beyond_caps(
+        self, command: ReserveCommand, batches: Mapping[str, Batch], planned: Sequence[Planned]
+    ) -> None:
+        facts = {fact.coupon_id: fact for fact in command.facts}
+        deductions: defaultdict[str, list[int]] = defaultdict(list)
+        for each in planned:
+            deductions[facts[each.coupon_id].batch_id].append(each.deduction_minor)
+        owner = command.facts[0]
+        for batch_id, amounts in deductions.items():
+            key = UseKey(owner.shard, owner.user_id, batch_id)
+            try:
+                await self._caps.preview(batches[batch_id], key, sum(amounts), uses=len(amounts))
+            except DatabaseError:
+                # The batch lives in a database that is away; whether there is enough is decided when it is confirmed.
+                continue
 
     async def _plan(self, command: ReserveCommand, coupons: Mapping[str, Coupon], now_ms: int) -> list[Planned]:
         return plan(

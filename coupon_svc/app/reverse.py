@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coupon_svc.app.batches import BatchCache
+from coupon_svc.app.caps import CapKeeper, Undone
+from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.app.coupon_steps import CouponSteps, StepFacts
 from coupon_svc.app.ports import Call, Clock, Recorded, RequestKey, TransactionRow
 from coupon_svc.app.requests import REVERSED_HASH, run_once
@@ -44,10 +46,13 @@ class _Locked:
 class ReverseTransaction:
     """The use case."""
 
-    def __init__(self, *, store: ReservationStore, batches: BatchCache, sign: Sign, clock: Clock) -> None:
+    def __init__(
+        self, *, store: ReservationStore, batches: BatchCache, caps: CapKeeper, sign: Sign, clock: Clock
+    ) -> None:
         """All adapters arrive here."""
         self._store = store
         self._batches = batches
+        self._caps = caps
         self._sign = sign
         self._clock = clock
 
@@ -83,7 +88,9 @@ class ReverseTransaction:
                 await unit.replace_record(original, mark, now_ms)
             return mark.response
 
-        return await run_once(self._store, call.key(shard), call.request_hash, self._clock, work)
+        # Which batches it concerns shows under the locks, and shards are fenced before.
+        fenced = [self._caps.holder(shard)]
+        return await run_once(self._store, call.key(shard), call.request_hash, self._clock, work, fenced=fenced)
 
     @staticmethod
     async def _lock(unit: ReservationUnit, taken: Sequence[TransactionRow]) -> _Locked:
@@ -100,6 +107,8 @@ class ReverseTransaction:
         taken = locked.taken
         if await unit.given_back_otherwise(taken[0].shard, [row.transaction_id for row in taken]):
             raise _refused(command, "some of it was given back since")
+        batches = await self._batches.of_any_age(coupon.batch_id for coupon in locked.coupons.values())
+        undone = []
         steps = CouponSteps(locked.coupons, self._sign)
         for row in taken:
             coupon = steps.current(row.coupon_id)
@@ -115,7 +124,10 @@ class ReverseTransaction:
                 settlement_held=row.settlement_held,
             )
             steps.take(given_back(coupon, terms, row.deduction_minor), facts)
+            use = UseKey(row.shard, row.user_id, coupon.batch_id)
+            undone.append(Undone(batches[coupon.batch_id], use, row.transaction_id, row.deduction_minor, whole=True))
         reversed_rows = [replace(row, reverse_time_ms=now_ms) for row in taken]
+        await self._caps.give_back(unit, undone)
         await unit.update_coupons(steps.updates)
         await unit.append_journal(steps.rows)
         await unit.mark_reversed(reversed_rows)

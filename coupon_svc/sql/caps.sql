@@ -1,9 +1,14 @@
--- Caps of batches. Slices stand behind coupons in the lock order, and before every append.
+-- Caps of batches. Uses stand behind coupons in the lock order, slices behind uses, and both before every append.
 
 -- name: uses
 -- Numbers of uses that users have taken.
 SELECT shard, user_id, batch_id, ordinal FROM batch_use FORCE INDEX (PRIMARY)
 WHERE (shard, user_id, batch_id) IN %(keys)s;
+
+-- name: lock_uses
+-- The same, locked, so that transactions which take uses of the same user follow one another.
+SELECT shard, user_id, batch_id, ordinal FROM batch_use FORCE INDEX (PRIMARY)
+WHERE (shard, user_id, batch_id) IN %(keys)s ORDER BY shard, user_id, batch_id, ordinal FOR UPDATE;
 
 -- name: insert_uses
 -- Takes uses; a duplicate key means that another transaction took the same number first.

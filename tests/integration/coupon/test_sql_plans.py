@@ -194,6 +194,7 @@ def plans(filled: Filled, name: str, count: int) -> Plan:
             }
         ),
         "uses": Plan({"keys": uses}, reads=count),
+        "lock_uses": Plan({"keys": uses}, reads=count),
         "delete_use": Plan(
             {"shard": uses[0][0], "user_id": uses[0][1], "batch_id": uses[0][2], "transaction_id": "TX1"}
         ),
@@ -286,6 +287,7 @@ OF_MANY_KEYS = [
     "find_codes",
     "update_coupons",
     "uses",
+    "lock_uses",
     "lock_slices",
     "spend_slices",
     "return_to_slices",

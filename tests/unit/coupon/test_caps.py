@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coupon_svc.app.caps import CapKeeper, Tally
+from coupon_svc.app.caps import CapKeeper, Tally, Undone
 from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.domain.batch import Batch, BlockScope, Caps, Stake, stake_of
 from coupon_svc.domain.caps import lease_minor, slice_minor
@@ -36,6 +36,7 @@ async def test_a_group_whose_batches_have_no_caps_costs_no_statement() -> None:
     assert keeper.holders({1}, [plain]) == set()
     assert await keeper.begin(nothing, [(plain, KEY)] * 128, frozenset()) is None
     await keeper.settle(nothing, None)
+    await keeper.give_back(nothing, [Undone(plain, KEY, "TX", 100, whole=True)] * 2)
 
 
 def tally(*, used: set[int] | None = None, left: dict[str, int] | None = None, cut_off: bool = False) -> Tally:

@@ -210,7 +210,8 @@ class CouponServiceServicer:
     def ReserveCoupons(self, request, context):
         """Holds several coupons of one user, a part of a gift card's balance among
         them, for one order: all or none. The holds block other orders until they
-        expire.
+        expire. Caps of a batch are looked at and not held: what is reserved may
+        still be refused by them when it is confirmed.
 
         Errors: those of ConsumeCoupon for each coupon, COUPON_HELD,
         RESERVATION_CANCELLED, RESERVATION_ID_REUSED.
@@ -226,8 +227,9 @@ class CouponServiceServicer:
 
         Errors: RESERVATION_NOT_FOUND, RESERVATION_CANCELLED, RESERVATION_CONFIRMED (in
         another way), HOLD_EXPIRED, CONFIRM_EXCEEDS_HOLD, COUPON_FROZEN,
-        ACCOUNT_FROZEN, BATCH_BLOCKED, TRANSACTION_REVERSED, CODE_MISTYPED,
-        COUPON_NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
+        ACCOUNT_FROZEN, BATCH_BLOCKED, BATCH_RECALLED, USES_LIMIT_REACHED,
+        SPEND_CAP_REACHED, TRANSACTION_REVERSED, CODE_MISTYPED, COUPON_NOT_FOUND,
+        IDEMPOTENCY_KEY_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,7 +61,8 @@ class CouponServiceStub:
     ReserveCoupons: _aio.UnaryUnaryMultiCallable[_reservation_pb2.ReserveCouponsRequest, _reservation_pb2.ReserveCouponsResponse]
     """Holds several coupons of one user, a part of a gift card's balance among
     them, for one order: all or none. The holds block other orders until they
-    expire.
+    expire. Caps of a batch are looked at and not held: what is reserved may
+    still be refused by them when it is confirmed.
 
     Errors: those of ConsumeCoupon for each coupon, COUPON_HELD,
     RESERVATION_CANCELLED, RESERVATION_ID_REUSED.
@@ -73,8 +74,9 @@ class CouponServiceStub:
 
     Errors: RESERVATION_NOT_FOUND, RESERVATION_CANCELLED, RESERVATION_CONFIRMED (in
     another way), HOLD_EXPIRED, CONFIRM_EXCEEDS_HOLD, COUPON_FROZEN,
-    ACCOUNT_FROZEN, BATCH_BLOCKED, TRANSACTION_REVERSED, CODE_MISTYPED,
-    COUPON_NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
+    ACCOUNT_FROZEN, BATCH_BLOCKED, BATCH_RECALLED, USES_LIMIT_REACHED,
+    SPEND_CAP_REACHED, TRANSACTION_REVERSED, CODE_MISTYPED, COUPON_NOT_FOUND,
+    IDEMPOTENCY_KEY_REUSED.
     """
     CancelReservation: _aio.UnaryUnaryMultiCallable[_reservation_pb2.CancelReservationRequest, _reservation_pb2.CancelReservationResponse]
     """Gives up a reservation. One that never arrived is refused from then on.
@@ -251,7 +253,8 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_reservation_pb2.ReserveCouponsResponse]:
         """Holds several coupons of one user, a part of a gift card's balance among
         them, for one order: all or none. The holds block other orders until they
-        expire.
+        expire. Caps of a batch are looked at and not held: what is reserved may
+        still be refused by them when it is confirmed.
 
         Errors: those of ConsumeCoupon for each coupon, COUPON_HELD,
         RESERVATION_CANCELLED, RESERVATION_ID_REUSED.
@@ -269,8 +272,9 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: RESERVATION_NOT_FOUND, RESERVATION_CANCELLED, RESERVATION_CONFIRMED (in
         another way), HOLD_EXPIRED, CONFIRM_EXCEEDS_HOLD, COUPON_FROZEN,
-        ACCOUNT_FROZEN, BATCH_BLOCKED, TRANSACTION_REVERSED, CODE_MISTYPED,
-        COUPON_NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
+        ACCOUNT_FROZEN, BATCH_BLOCKED, BATCH_RECALLED, USES_LIMIT_REACHED,
+        SPEND_CAP_REACHED, TRANSACTION_REVERSED, CODE_MISTYPED, COUPON_NOT_FOUND,
+        IDEMPOTENCY_KEY_REUSED.
         """
 
     @_abc_1.abstractmethod
