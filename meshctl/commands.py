@@ -8,10 +8,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from meshctl.audit import app as audit
 from meshctl.certs import certs
 from meshctl.down import down
 from meshctl.logs import logs
 from meshctl.migrate import migrate
+from meshctl.reconcile import reconcile
 from meshctl.stack.failures import StackError, StartAborted
 from meshctl.status import status
 from meshctl.token import token
@@ -31,7 +33,7 @@ def demo() -> None:
     run()
 
 
-_COMMANDS = (up, down, status, logs, migrate, demo, token, certs)
+_COMMANDS = (up, down, status, logs, migrate, demo, token, certs, reconcile)
 
 
 def build() -> typer.Typer:
@@ -44,6 +46,7 @@ def build() -> typer.Typer:
     )
     for command in _COMMANDS:
         app.command()(command)
+    app.add_typer(audit, name="audit")
     return app
 
 
