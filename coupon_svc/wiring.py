@@ -38,6 +38,7 @@ from coupon_svc.app.import_codes import ImportCodes
 from coupon_svc.app.issue import IssueCoupons
 from coupon_svc.app.minting import Mint
 from coupon_svc.app.purge import PurgeRecords
+from coupon_svc.app.quoting import Quoting
 from coupon_svc.app.reading import Reading
 from coupon_svc.app.recall import RecallBatch, RecallSweep
 from coupon_svc.app.refunds import Refunds
@@ -222,6 +223,7 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
                 sign=sign,
                 clock=clock,
             ),
+            quoting=Quoting(store=store, directory=directory, batches=batches, caps=caps, clock=clock),
             refunds=Refunds(
                 store=store,
                 book=refund_book,

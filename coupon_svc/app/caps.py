@@ -183,16 +183,22 @@ class CapKeeper:
         Raises:
             MeshError: USES_LIMIT_REACHED, SPEND_CAP_REACHED.
         """
-        caps = batch.caps
+        for refusal in await self.shortfalls(batch, key, deduction_minor, uses=uses):
+            raise refusal
+
+    async def shortfalls(self, batch: Batch, key: UseKey, deduction_minor: int, *, uses: int = 1) -> list[MeshError]:
+        """All that `preview` would refuse for."""
+        caps, found = batch.caps, []
         if caps.uses_per_user is not None:
             used = (await self._book.uses([key])).get(key, set())
             if len(used) + uses > caps.uses_per_user:
-                raise uses_limit_reached(batch)
+                found.append(uses_limit_reached(batch))
         if caps.spend_cap_minor is not None:
             held = await self._book.slice_of(self._book.holder(key.shard), batch.batch_id)
             short_minor = deduction_minor - held.left_minor
             if short_minor > 0 and short_minor > await self._book.ungranted(batch):
-                raise spend_cap_reached(batch, deduction_minor)
+                found.append(spend_cap_reached(batch, deduction_minor))
+        return found
 
     async def _lease(self, batch: Batch, holder: int, wanted_minor: int) -> bool:
         """Makes the slice hold what is wanted; False when it can't."""

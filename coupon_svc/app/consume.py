@@ -35,9 +35,13 @@ from coupon_svc.app.ports import (
     operation_id,
 )
 from coupon_svc.app.requests import MAX_RUNS, replay
-from coupon_svc.domain.batch import Batch, BlockScope
-from coupon_svc.domain.coupon import Coupon, spend
+from coupon_svc.domain.batch import Batch
+from coupon_svc.domain.checks import Use
+from coupon_svc.domain.coupon import Coupon
 from coupon_svc.domain.journal import JournalKind, JournalRow, Sign, sealed
+from coupon_svc.domain.order import Order
+from coupon_svc.domain.order_lines import Line
+from coupon_svc.domain.spending import spend_use
 from coupon_svc.domain.terms import GiftCard, Terms
 from coupon_svc.domain.times import transaction_id
 from meshkit.errors import MeshError
@@ -61,6 +65,7 @@ class ConsumeCommand:
     amount_minor: int
     by_code: bool
     encode: Callable[[Consumption], bytes]
+    lines: tuple[Line, ...] = ()
 
 
 @dataclass(slots=True)
@@ -304,8 +309,8 @@ class ConsumeCoupon:
         command = pending.command
         terms = knowledge.terms[coupon.terms_id]
         batch, use = _use(pending, knowledge)
-        batch.refuse_when_blocked(BlockScope.CONSUME)
-        spent = spend(coupon, terms, merchant_id=command.merchant_id, amount_minor=command.amount_minor, now_ms=now_ms)
+        order = Order(command.merchant_id, command.amount_minor, command.lines)
+        spent = spend_use(Use(coupon, terms, order, now_ms, batch=batch))
         row = TransactionRow(
             shard=coupon.shard,
             transaction_id=transaction_id(now_ms, terms.time_zone, self._ids.next(coupon.shard)),
@@ -347,7 +352,7 @@ class ConsumeCoupon:
             self._sign,
         )
         after = replace(spent.coupon, version=journal.seq, last_hash=journal.hash)
-        response = command.encode(Consumption(row, after.status))
+        response = command.encode(Consumption(row, after.status, spent.lines))
         effects.transactions.append(row)
         effects.journal.append(journal)
         effects.records.append((pending.key, Recorded(command.call.request_hash, response)))

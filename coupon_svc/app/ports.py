@@ -12,6 +12,7 @@ from coupon_svc.domain.batch import Batch, BlockScope
 from coupon_svc.domain.coupon import Coupon, CouponStatus
 from coupon_svc.domain.hold import Hold
 from coupon_svc.domain.journal import ChainHead, JournalRow, Origin
+from coupon_svc.domain.spending import LineShare
 from coupon_svc.domain.terms import Terms
 
 # Milliseconds since 1970 UTC.
@@ -123,6 +124,7 @@ class Consumption:
 
     transaction: TransactionRow
     status: CouponStatus
+    lines: tuple[LineShare, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,11 @@ from coupon_svc.app.ports import (
     StoredCoupon,
     TransactionRow,
 )
-from coupon_svc.domain.batch import BlockScope
-from coupon_svc.domain.coupon import CouponStatus, spend
+from coupon_svc.domain.checks import Use
+from coupon_svc.domain.coupon import CouponStatus
+from coupon_svc.domain.order import Order
 from coupon_svc.domain.routing import user_shard
+from coupon_svc.domain.spending import spend_use
 from coupon_svc.domain.terms import Terms
 from meshkit.errors import MeshError
 
@@ -138,9 +140,7 @@ class Reading:
         more = len(found) > page.size
         return views, token_of(shown[-1].coupon.coupon_id, "coupons", user_id, status) if more else ""
 
-    async def validate(
-        self, call: Call, *, coupon_id: str, code: str, merchant_id: str, amount_minor: int
-    ) -> Validation:
+    async def validate(self, call: Call, *, coupon_id: str, code: str, order: Order) -> Validation:
         """What consuming would take now; changes nothing.
 
         Raises:
@@ -150,22 +150,14 @@ class Reading:
             await self._directory.refuse_guesser(call)
         facts = await (self._directory.by_code(code, call) if code else self._directory.by_id(coupon_id))
         view = await self._view_of(facts)
+        coupon, batch = view.stored.coupon, await self._batches.batch(facts.batch_id)
+        account_frozen = view.status is CouponStatus.FROZEN and coupon.status is not CouponStatus.FROZEN
         try:
-            if view.status is CouponStatus.FROZEN and view.stored.coupon.status is not CouponStatus.FROZEN:
-                raise MeshError("ACCOUNT_FROZEN")  # noqa: TRY301 - a refusal is this call's answer
-            batch = await self._batches.batch(facts.batch_id)
-            batch.refuse_when_blocked(BlockScope.CONSUME)
-            spent = spend(
-                view.stored.coupon,
-                view.terms,
-                merchant_id=merchant_id,
-                amount_minor=amount_minor,
-                now_ms=self._clock(),
-            )
-            use = UseKey(facts.shard, facts.user_id, facts.batch_id)
-            await self._caps.preview(batch, use, spent.deduction_minor)
+            spent = spend_use(Use(coupon, view.terms, order, self._clock(), batch=batch, account_frozen=account_frozen))
+            key = UseKey(facts.shard, facts.user_id, facts.batch_id)
+            await self._caps.preview(batch, key, spent.deduction_minor)
         except MeshError as refusal:
-            return Validation(view, refusal.reason, 0, amount_minor)
+            return Validation(view, refusal.reason, 0, order.amount_minor)
         return Validation(view, "", spent.deduction_minor, spent.payable_minor)
 
     async def transaction(

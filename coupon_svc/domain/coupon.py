@@ -1,13 +1,10 @@
-"""One coupon: its states, the steps between them, and what consuming it takes."""
+"""One coupon: its states and the steps between them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from coupon_svc.domain.money import format_yuan
-from coupon_svc.domain.terms import GiftCard, Terms
-from coupon_svc.domain.times import format_utc
 from meshkit.errors import MeshError
 
 
@@ -40,14 +37,6 @@ TRANSITIONS: frozenset[tuple[CouponStatus, CouponStatus]] = frozenset(
         (CouponStatus.EXPIRED, CouponStatus.FROZEN),
     }
 )
-
-_NOT_USABLE = {
-    CouponStatus.UNACTIVATED: "COUPON_UNACTIVATED",
-    CouponStatus.USED: "COUPON_USED",
-    CouponStatus.FROZEN: "COUPON_FROZEN",
-    CouponStatus.EXPIRED: "COUPON_EXPIRED",
-    CouponStatus.REFUNDED: "COUPON_REFUNDED",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +81,6 @@ class Coupon:
         return self.status
 
 
-@dataclass(frozen=True, slots=True)
-class Spend:
-    """What a coupon takes for one order, in fen, and how the coupon stands afterwards."""
-
-    coupon: Coupon
-    deduction_minor: int
-    payable_minor: int
-    balance_after_minor: int
-
-
 def move(coupon: Coupon, status: CouponStatus) -> Coupon:
     """The coupon in another status.
 
@@ -137,54 +116,3 @@ def unfreeze(coupon: Coupon, *, now_ms: int) -> Coupon:
 def end(coupon: Coupon) -> Coupon:
     """The coupon expired or voided; what a gift card holds stays in its balance, for a refund to come."""
     return move(coupon, CouponStatus.EXPIRED)
-
-
-def check_usable(coupon: Coupon, terms: Terms, *, now_ms: int) -> None:
-    """Refuses a coupon that is not in a usable state or outside its period.
-
-    Raises:
-        MeshError: COUPON_UNACTIVATED, COUPON_USED, COUPON_FROZEN, COUPON_EXPIRED, COUPON_REFUNDED or
-            COUPON_NOT_STARTED.
-    """
-    status = coupon.status_at(now_ms)
-    if status is CouponStatus.EXPIRED:
-        raise MeshError("COUPON_EXPIRED", coupon_id=coupon.coupon_id, expires_at=format_utc(coupon.expires_at_ms))
-    if status is not CouponStatus.ACTIVATED:
-        raise MeshError(_NOT_USABLE[status], coupon_id=coupon.coupon_id)
-    if terms.valid_from_ms is not None and now_ms < terms.valid_from_ms:
-        raise MeshError("COUPON_NOT_STARTED", coupon_id=coupon.coupon_id, valid_from=format_utc(terms.valid_from_ms))
-
-
-def spend(coupon: Coupon, terms: Terms, *, merchant_id: str, amount_minor: int, now_ms: int) -> Spend:
-    """What consuming the coupon for an order of `amount_minor` takes; for a gift card that is the sum to take.
-
-    Raises:
-        MeshError: whatever `check_usable` raises, COUPON_HELD, MERCHANT_NOT_ELIGIBLE, BELOW_MIN_AMOUNT,
-            BALANCE_INSUFFICIENT or COUPON_NO_EFFECT.
-    """
-    check_usable(coupon, terms, now_ms=now_ms)
-    if terms.merchant_ids and merchant_id not in terms.merchant_ids:
-        raise MeshError("MERCHANT_NOT_ELIGIBLE", merchant_id=merchant_id)
-    kind = terms.kind
-    if isinstance(kind, GiftCard):
-        return _spend_balance(coupon, amount_minor)
-    if coupon.hold_expires_at_ms is not None:
-        raise MeshError("COUPON_HELD", coupon_id=coupon.coupon_id, until=format_utc(coupon.hold_expires_at_ms))
-    if amount_minor < kind.min_amount_minor:
-        raise MeshError(
-            "BELOW_MIN_AMOUNT", min_amount=format_yuan(kind.min_amount_minor), amount=format_yuan(amount_minor)
-        )
-    deduction_minor = kind.deduction_minor(amount_minor)
-    if deduction_minor == 0:
-        raise MeshError("COUPON_NO_EFFECT")
-    return Spend(move(coupon, CouponStatus.USED), deduction_minor, amount_minor - deduction_minor, 0)
-
-
-def _spend_balance(card: Coupon, amount_minor: int) -> Spend:
-    if amount_minor > card.available_minor:
-        raise MeshError(
-            "BALANCE_INSUFFICIENT", balance=format_yuan(card.available_minor), amount=format_yuan(amount_minor)
-        )
-    left = card.balance_minor - amount_minor
-    spent = replace(card, balance_minor=left)
-    return Spend(spent if left else move(spent, CouponStatus.USED), amount_minor, 0, left)

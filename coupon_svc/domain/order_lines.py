@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from meshkit.errors import InvalidFields
+from coupon_svc.domain.money import format_yuan
+from meshkit.errors import InvalidFields, MeshError
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +31,27 @@ def check_lines(lines: Sequence[Line], amount_minor: int) -> None:
     """Refuses lines that name one id twice or do not sum to the order amount; no lines are fine.
 
     Raises:
+        MeshError: VALIDATION_FAILED or LINES_AMOUNT_MISMATCH.
+    """
+    check_names(lines)
+    total_minor = sum(line.amount_minor for line in lines)
+    if lines and total_minor != amount_minor:
+        raise lines_amount_mismatch(total_minor, amount_minor)
+
+
+def check_names(lines: Sequence[Line]) -> None:
+    """Refuses lines that name one id twice.
+
+    Raises:
         InvalidFields: VALIDATION_FAILED.
     """
-    if not lines:
-        return
     if len({line.line_id for line in lines}) != len(lines):
         raise InvalidFields([("lines", "a line_id stands twice")])
-    if sum(line.amount_minor for line in lines) != amount_minor:
-        raise InvalidFields([("lines", "the prices of the lines do not sum to amount")])
+
+
+def lines_amount_mismatch(lines_minor: int, amount_minor: int) -> MeshError:
+    """The refusal of lines that do not sum to the amount."""
+    return MeshError("LINES_AMOUNT_MISMATCH", lines=format_yuan(lines_minor), amount=format_yuan(amount_minor))
 
 
 def lines_to_json(lines: Sequence[Line]) -> str:

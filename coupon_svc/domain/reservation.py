@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from coupon_svc.domain.coupon import Coupon, CouponStatus, move, spend
+from coupon_svc.domain.coupon import Coupon, CouponStatus, move
 from coupon_svc.domain.hold import Hold, HoldState
 from coupon_svc.domain.money import format_yuan
 from coupon_svc.domain.order_lines import Line
+from coupon_svc.domain.spending import spend
 from coupon_svc.domain.terms import GiftCard, Terms
 from coupon_svc.domain.times import format_utc
 from meshkit.errors import InvalidFields, MeshError

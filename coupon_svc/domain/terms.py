@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from enum import IntEnum
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from coupon_svc.domain.hours import MINUTES_PER_DAY, Hours
 from coupon_svc.domain.money import discounted_minor, format_yuan
+from coupon_svc.domain.order_lines import Line
 from coupon_svc.domain.refund_terms import ExpiredCardPolicy, RefundTerms, UsedCouponPolicy
 from coupon_svc.domain.times import NEVER_MS, day_start_ms, format_utc
 from meshkit.errors import MeshError
@@ -70,10 +74,39 @@ _KINDS: dict[str, type[Discount] | type[Threshold] | type[CashVoucher] | type[Gi
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
+class Level(IntEnum):
+    """When a coupon applies, in this order; gift cards pay after all of them."""
+
+    ITEM = 1
+    SHOP = 2
+    PLATFORM = 3
+
+
+class Base(IntEnum):
+    """Which amount of the eligible lines a coupon looks at: the price, or what earlier levels left of it."""
+
+    ORIGINAL = 1
+    REMAINING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Stacking:
+    """How a coupon goes together with others; docs/reference/stacking.md is the rule.
+
+    Coupons of one level and one group do not share a line. Those that name no group are a group as well.
+    """
+
+    level: Level = Level.PLATFORM
+    base: Base = Base.REMAINING
+    group: str = ""
+    exclusive: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What one batch promises. The period is [valid_from_ms, expires_at_ms), in milliseconds since 1970 UTC.
 
+    A line is eligible when its merchant, its category and its sku are each in the set that names any.
     With `days_after_claim` a coupon's own period may end earlier, and `expires_at_ms` may be None: see `expiry_ms`.
     """
 
@@ -84,6 +117,25 @@ class Terms:
     merchant_ids: frozenset[str] = field(default_factory=frozenset)
     days_after_claim: int | None = None
     refund: RefundTerms = field(default_factory=RefundTerms)
+    categories: frozenset[str] = field(default_factory=frozenset)
+    skus: frozenset[str] = field(default_factory=frozenset)
+    hours: tuple[Hours, ...] = ()
+    stacking: Stacking = Stacking()
+
+    @property
+    def needs_lines(self) -> bool:
+        """Whether an order must name its lines, so that the eligible ones can be told."""
+        return bool(self.categories or self.skus)
+
+    def eligible(self, lines: Sequence[Line], merchant_id: str) -> tuple[int, ...]:
+        """Positions of the eligible lines; `merchant_id` sells the lines that name no merchant."""
+        return tuple(
+            number
+            for number, line in enumerate(lines)
+            if (not self.merchant_ids or (line.merchant_id or merchant_id) in self.merchant_ids)
+            and (not self.categories or line.category in self.categories)
+            and (not self.skus or line.sku in self.skus)
+        )
 
     @property
     def opening_balance_minor(self) -> int:
@@ -133,6 +185,15 @@ class Terms:
                 "merchant_ids": sorted(self.merchant_ids),
                 "days_after_claim": self.days_after_claim,
                 "refund": asdict(self.refund),
+                "categories": sorted(self.categories),
+                "skus": sorted(self.skus),
+                "hours": [[sorted(each.days), each.start_minute, each.end_minute] for each in self.hours],
+                "stacking": {
+                    "level": self.stacking.level.name,
+                    "base": self.stacking.base.name,
+                    "group": self.stacking.group,
+                    "exclusive": self.stacking.exclusive,
+                },
             },
             sort_keys=True,
             separators=(",", ":"),
@@ -140,14 +201,26 @@ class Terms:
 
     @classmethod
     def from_json(cls, text: str) -> Terms:
-        """Reads what `to_json` wrote."""
+        """Reads what `to_json` wrote, now or before a field was added: what is absent has its default."""
         stored: dict[str, Any] = json.loads(text)
-        kind = _KINDS[stored.pop("kind")]
-        own = {name: stored.pop(name) for name in kind.__dataclass_fields__}
-        # Terms from before there were policies have the defaults.
-        refund = RefundTerms.of_numbers(stored.pop("refund")) if "refund" in stored else RefundTerms()
-        merchants = frozenset(stored.pop("merchant_ids"))
-        return cls(kind=kind(**own), merchant_ids=merchants, refund=refund, **stored)
+        kind = _KINDS[stored["kind"]]
+        return cls(
+            kind=kind(**{name: stored[name] for name in kind.__dataclass_fields__}),
+            expires_at_ms=stored["expires_at_ms"],
+            valid_from_ms=stored["valid_from_ms"],
+            time_zone=stored["time_zone"],
+            merchant_ids=frozenset(stored["merchant_ids"]),
+            days_after_claim=stored.get("days_after_claim"),
+            refund=RefundTerms.of_numbers(stored["refund"]) if "refund" in stored else RefundTerms(),
+            categories=frozenset(stored.get("categories", ())),
+            skus=frozenset(stored.get("skus", ())),
+            hours=tuple(Hours(frozenset(days), start, end) for days, start, end in stored.get("hours", ())),
+            stacking=_stacking(stored["stacking"]) if "stacking" in stored else Stacking(),
+        )
+
+
+def _stacking(stored: dict[str, Any]) -> Stacking:
+    return Stacking(Level[stored["level"]], Base[stored["base"]], stored["group"], stored["exclusive"])
 
 
 def check_terms(terms: Terms, *, now_ms: int) -> None:
@@ -175,6 +248,7 @@ def check_terms(terms: Terms, *, now_ms: int) -> None:
             f"{format_yuan(kind.min_amount_minor)}",
         )
     _check_refund(terms)
+    _check_scope(terms)
 
 
 def _check_refund(terms: Terms) -> None:
@@ -188,3 +262,11 @@ def _check_refund(terms: Terms) -> None:
         raise MeshError("BATCH_TERMS_INVALID", problem="refund.fresh_days needs REISSUE_FRESH_EXPIRY")
     if refund.expired_card is not ExpiredCardPolicy.CREDIT_AND_EXTEND and refund.extend_days != defaults.extend_days:
         raise MeshError("BATCH_TERMS_INVALID", problem="refund.extend_days needs CREDIT_AND_EXTEND")
+
+
+def _check_scope(terms: Terms) -> None:
+    if isinstance(terms.kind, GiftCard) and terms.stacking != Stacking():
+        raise MeshError("BATCH_TERMS_INVALID", problem="a gift card pays after all coupons and has no stacking")
+    for each in terms.hours:
+        if not each.days or not 0 <= each.start_minute < each.end_minute <= MINUTES_PER_DAY:
+            raise MeshError("BATCH_TERMS_INVALID", problem="usable_hours must begin before they end, within one day")

@@ -16,15 +16,18 @@ from coupon_svc.app.freezing import Freezing
 from coupon_svc.app.import_codes import ImportCodes, ImportLine
 from coupon_svc.app.issue import IssueCoupons
 from coupon_svc.app.ports import StoredCoupon
+from coupon_svc.app.quoting import Quoting
 from coupon_svc.app.reading import CouponView, Page, Reading, mask
 from coupon_svc.app.refunds import Refunds
 from coupon_svc.app.verify_audit import VerifyAuditTrail
+from coupon_svc.domain.order import Order
 from coupon_svc.domain.terms import Terms
 from coupon_svc.servicer import responses
 from coupon_svc.servicer.audit import AuditRpcs
 from coupon_svc.servicer.freeze import FreezeRpcs
+from coupon_svc.servicer.quote import QuoteRpcs
 from coupon_svc.servicer.refund import RefundRpcs
-from coupon_svc.servicer.requests import CallReader, amount_minor
+from coupon_svc.servicer.requests import CallReader, amount_minor, lines_from
 from coupon_svc.servicer.reservations import ReservationServicer, ReservationUseCases
 from couponmesh.coupon.v1 import coupon_service_pb2 as pb
 from couponmesh.coupon.v1.coupon_service_pb2_grpc import CouponServiceServicer
@@ -50,9 +53,10 @@ class CouponUseCases:
     refunds: Refunds
     audit_events: AuditEvents
     verify_audit: VerifyAuditTrail
+    quoting: Quoting
 
 
-class CouponServicer(ReservationServicer, FreezeRpcs, RefundRpcs, AuditRpcs, CouponServiceServicer):
+class CouponServicer(ReservationServicer, FreezeRpcs, RefundRpcs, AuditRpcs, QuoteRpcs, CouponServiceServicer):
     """Coupons over their life."""
 
     def __init__(self, use_cases: CouponUseCases, calls: CallReader) -> None:
@@ -65,6 +69,7 @@ class CouponServicer(ReservationServicer, FreezeRpcs, RefundRpcs, AuditRpcs, Cou
         self._freezing = use_cases.freezing
         self._reading = use_cases.reading
         self._refunds = use_cases.refunds
+        self._quoting = use_cases.quoting
 
     async def IssueCoupons(self, request: pb.IssueCouponsRequest, context: _Context) -> pb.IssueCouponsResponse:
         """See the contract."""
@@ -123,8 +128,11 @@ class CouponServicer(ReservationServicer, FreezeRpcs, RefundRpcs, AuditRpcs, Cou
             self._calls.read(request, "", request.client),
             coupon_id=request.coupon_id,
             code=request.code,
-            merchant_id=request.merchant_id,
-            amount_minor=amount_minor(request.amount, "amount"),
+            order=Order(
+                request.merchant_id,
+                amount_minor(request.amount, "amount"),
+                lines_from(request.lines, request.merchant_id),
+            ),
         )
         return pb.ValidateCouponResponse(
             coupon=responses.coupon_message(validation.view),
@@ -144,6 +152,7 @@ class CouponServicer(ReservationServicer, FreezeRpcs, RefundRpcs, AuditRpcs, Cou
             amount_minor=amount_minor(request.amount, "amount"),
             by_code=bool(request.code),
             encode=responses.consume_coupon_response,
+            lines=lines_from(request.lines, request.merchant_id),
         )
         directory = self._do.directory
         facts = await (directory.by_code(request.code, call) if request.code else directory.by_id(request.coupon_id))

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from coupon_svc.app.ports import Call, Client
 from coupon_svc.domain.batch import Caps
+from coupon_svc.domain.hours import EVERY_DAY, Hours, minute_of
 from coupon_svc.domain.money import positive_minor, rate_e4_from_text
+from coupon_svc.domain.order_lines import Line, check_names
 from coupon_svc.domain.refund_terms import DEFAULT_DAYS, ExpiredCardPolicy, RefundTerms, UsedCouponPolicy
-from coupon_svc.domain.terms import DEFAULT_TIME_ZONE, CashVoucher, Discount, GiftCard, Kind, Terms, Threshold
+from coupon_svc.domain.terms import (
+    DEFAULT_TIME_ZONE,
+    Base,
+    CashVoucher,
+    Discount,
+    GiftCard,
+    Kind,
+    Level,
+    Stacking,
+    Terms,
+    Threshold,
+)
 from couponmesh.coupon.v1 import batch_pb2, refund_terms_pb2
-from couponmesh.type.v1 import client_context_pb2, money_pb2
+from couponmesh.type.v1 import client_context_pb2, money_pb2, order_line_pb2
 from meshkit import context
 from meshkit.errors import MeshError
 
@@ -84,7 +98,44 @@ def terms_from(message: batch_pb2.BatchTerms) -> Terms:
         merchant_ids=frozenset(message.merchant_ids),
         days_after_claim=message.days_after_claim if message.HasField("days_after_claim") else None,
         refund=_refund_from(message.refund),
+        categories=frozenset(message.categories),
+        skus=frozenset(message.skus),
+        hours=tuple(
+            Hours(frozenset(each.weekdays) or EVERY_DAY, minute_of(each.start), minute_of(each.end))
+            for each in message.usable_hours
+        ),
+        stacking=Stacking(
+            level=Level(message.stacking.level or Level.PLATFORM),
+            base=Base(message.stacking.base or Base.REMAINING),
+            group=message.stacking.stacking_group,
+            exclusive=message.stacking.exclusive,
+        ),
     )
+
+
+def lines_from(messages: Iterable[order_line_pb2.OrderLine], merchant_id: str) -> tuple[Line, ...]:
+    """The lines of an order at `merchant_id`; a caller who acts for one merchant may name no other.
+
+    Raises:
+        MeshError: CURRENCY_NOT_SUPPORTED, AMOUNT_*, VALIDATION_FAILED or MERCHANT_NOT_OWNED.
+    """
+    who = context.current().principal
+    lines = tuple(
+        Line(
+            line_id=each.line_id,
+            sku=each.sku,
+            category=each.category,
+            merchant_id=each.merchant_id,
+            unit_price_minor=amount_minor(each.unit_price, f"lines[{number}].unit_price"),
+            quantity=each.quantity,
+        )
+        for number, each in enumerate(messages)
+    )
+    check_names(lines)
+    for line in lines:
+        if who.merchant_id and not who.service and line.merchant_id not in {"", merchant_id}:
+            raise MeshError("MERCHANT_NOT_OWNED", merchant_id=line.merchant_id)
+    return lines
 
 
 def caps_from(message: batch_pb2.BatchCaps) -> Caps:

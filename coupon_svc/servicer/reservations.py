@@ -19,10 +19,9 @@ from coupon_svc.app.reverse import ReverseCommand, ReverseTransaction
 from coupon_svc.domain.hold import Hold
 from coupon_svc.domain.order_lines import Line
 from coupon_svc.domain.reservation import ReservationState, Wanted
-from coupon_svc.servicer.requests import CallReader, amount_minor
+from coupon_svc.servicer.requests import CallReader, amount_minor, lines_from
 from coupon_svc.servicer.responses import money, timestamp, transaction_message
 from couponmesh.coupon.v1 import reservation_pb2 as pb
-from couponmesh.type.v1 import order_line_pb2
 from meshkit.errors import MeshError
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -56,7 +55,7 @@ class ReservationServicer:
             for index, wanted in enumerate(request.coupons)
         ]
         order_minor = amount_minor(request.amount, "amount")
-        lines = tuple(_line(line, index) for index, line in enumerate(request.lines))
+        lines = lines_from(request.lines, request.merchant_id)
         facts = await asyncio.gather(*(self._facts(wanted.coupon_id, wanted.code, call) for wanted in request.coupons))
         response = await self._reservations.reserve(
             ReserveCommand(
@@ -146,17 +145,6 @@ class ReservationServicer:
 
     async def _facts(self, coupon_id: str, code: str, call: Call) -> CouponFacts:
         return await (self._directory.by_code(code, call) if code else self._directory.by_id(coupon_id))
-
-
-def _line(line: order_line_pb2.OrderLine, index: int) -> Line:
-    return Line(
-        line_id=line.line_id,
-        sku=line.sku,
-        category=line.category,
-        merchant_id=line.merchant_id,
-        unit_price_minor=amount_minor(line.unit_price, f"lines[{index}].unit_price"),
-        quantity=line.quantity,
-    )
 
 
 def _reserved(outcome: Outcome) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from coupon_svc.app.ports import Consumption, TransactionRow
@@ -9,10 +11,12 @@ from coupon_svc.app.reading import CouponView
 from coupon_svc.app.recall_ports import Recall
 from coupon_svc.domain.account import Account
 from coupon_svc.domain.batch import Batch, BlockScope, Caps, Stake
+from coupon_svc.domain.hours import time_text
 from coupon_svc.domain.journal import ACCOUNT_KINDS, BATCH_KINDS, JournalRow
 from coupon_svc.domain.money import CURRENCY
 from coupon_svc.domain.refund_terms import RefundTerms
-from coupon_svc.domain.terms import CashVoucher, Discount, Terms, Threshold
+from coupon_svc.domain.spending import LineShare
+from coupon_svc.domain.terms import CashVoucher, Discount, GiftCard, Kind, Stacking, Terms, Threshold
 from coupon_svc.domain.times import NEVER_MS
 from couponmesh.coupon.v1 import (
     batch_pb2,
@@ -21,6 +25,7 @@ from couponmesh.coupon.v1 import (
     coupon_service_pb2,
     freeze_pb2,
     refund_terms_pb2,
+    reservation_pb2,
 )
 from couponmesh.type.v1 import money_pb2
 
@@ -41,7 +46,17 @@ def terms_message(terms: Terms) -> batch_pb2.BatchTerms:
         time_zone=terms.time_zone,
         merchant_ids=sorted(terms.merchant_ids),
         days_after_claim=terms.days_after_claim,
+        categories=sorted(terms.categories),
+        skus=sorted(terms.skus),
+        usable_hours=[
+            batch_pb2.UsableHours(
+                weekdays=sorted(each.days), start=time_text(each.start_minute), end=time_text(each.end_minute)
+            )
+            for each in terms.hours
+        ],
     )
+    if not isinstance(terms.kind, GiftCard):
+        message.stacking.CopyFrom(_stacking_message(terms.stacking))
     if terms.expires_at_ms is not None:
         message.expires_at.CopyFrom(timestamp(terms.expires_at_ms))
     if terms.valid_from_ms is not None:
@@ -51,7 +66,11 @@ def terms_message(terms: Terms) -> batch_pb2.BatchTerms:
         message.refund.fresh_days = terms.refund.fresh_days
         message.refund.expired_card = refund_terms_pb2.ExpiredCardPolicy.ValueType(int(terms.refund.expired_card))
         message.refund.extend_days = terms.refund.extend_days
-    kind = terms.kind
+    _put_kind(message, terms.kind)
+    return message
+
+
+def _put_kind(message: batch_pb2.BatchTerms, kind: Kind) -> None:
     if isinstance(kind, Discount):
         message.discount.discount_rate = f"{kind.rate_e4 / 10_000:.4f}".rstrip("0")
         if kind.max_deduction_minor is not None:
@@ -67,7 +86,15 @@ def terms_message(terms: Terms) -> batch_pb2.BatchTerms:
             message.cash_voucher.min_amount.CopyFrom(money(kind.min_amount_minor))
     else:
         message.gift_card.balance.CopyFrom(money(kind.balance_minor))
-    return message
+
+
+def _stacking_message(stacking: Stacking) -> batch_pb2.Stacking:
+    return batch_pb2.Stacking(
+        level=batch_pb2.CouponLevel.ValueType(int(stacking.level)),
+        base=batch_pb2.DeductionBase.ValueType(int(stacking.base)),
+        stacking_group=stacking.group,
+        exclusive=stacking.exclusive,
+    )
 
 
 def block_scope_from(scope: batch_pb2.BlockScope.ValueType) -> BlockScope:
@@ -215,7 +242,13 @@ def consume_coupon_response(consumption: Consumption) -> bytes:
     return coupon_service_pb2.ConsumeCouponResponse(
         transaction=transaction_message(consumption.transaction),
         status=coupon_pb2.CouponStatus.ValueType(int(consumption.status)),
+        lines=line_deductions(consumption.lines),
     ).SerializeToString(deterministic=True)
+
+
+def line_deductions(shares: Iterable[LineShare]) -> list[reservation_pb2.LineDeduction]:
+    """What is taken off each line as LineDeduction."""
+    return [reservation_pb2.LineDeduction(line_id=each.line_id, deduction=money(each.amount_minor)) for each in shares]
 
 
 def cashier_consume_response(consumption: Consumption) -> bytes:

@@ -16,6 +16,7 @@ from meshctl.demo.calls import Grpc, Rest, UnexpectedReplyError, expect
 from meshctl.demo.people import MERCHANT, Step, Tokens, cny
 from meshctl.demo.story_audit import AuditChapter
 from meshctl.demo.story_freeze import FreezeChapter
+from meshctl.demo.story_quote import QuoteChapter
 from meshctl.demo.story_refunds import RefundChapter
 from meshctl.demo.story_reservations import ReservationChapter
 from meshctl.stack.stack import LocalStack
@@ -72,6 +73,7 @@ class Story:
             *ReservationChapter(self._rest, self._tokens).steps(),
             *FreezeChapter(self._rest, self._tokens).steps(),
             *RefundChapter(self._rest, self._tokens).steps(),
+            *QuoteChapter(self._rest, self._tokens).steps(),
             *AuditChapter(
                 self._rest,
                 self._grpc,

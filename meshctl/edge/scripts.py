@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from meshctl.edge.contract import Contract
-
-_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 # Reasons for replies that carry none of ours: Envoy's own by HTTP status, a service's by gRPC status.
 BY_HTTP = {
@@ -92,7 +89,8 @@ def lua_value(value: Any) -> str:
 
 
 def _lua_key(key: Any) -> str:
-    return key if isinstance(key, str) and _NAME.match(key) else f"[{lua_value(key)}]"
+    # Always in brackets: a bare name may not be a word of the language, such as "end".
+    return f"[{lua_value(key)}]"
 
 
 def _lua_string(text: str) -> str:

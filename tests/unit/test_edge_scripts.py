@@ -345,6 +345,10 @@ def test_a_value_written_as_lua_reads_back_as_itself(value: Any) -> None:
         assert found == value
 
 
+def test_a_key_may_be_a_word_of_lua() -> None:
+    assert lua_runtime().eval(lua_value({"end": 17}).encode())[b"end"] == 17
+
+
 def test_a_value_without_lua_form_is_refused() -> None:
     with pytest.raises(TypeError, match="object has no Lua form"):
         lua_value(object())

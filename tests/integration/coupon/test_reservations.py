@@ -345,7 +345,7 @@ async def test_bad_orders_are_refused_by_name_and_change_nothing(world: World) -
     assert await reason(Order(till, [card], "10.00", parts={card.coupon_id: "10.01"})) == "VALIDATION_FAILED"
     assert await reason(Order(till, [card], "100.01")) == "BALANCE_INSUFFICIENT"
     assert await reason(Order(till, [voucher, card], "5.00")) == "COUPON_NO_EFFECT"
-    assert await reason(Order(till, [card], "10.00", lines=[line("a", "9.99")])) == "VALIDATION_FAILED"
+    assert await reason(Order(till, [card], "10.00", lines=[line("a", "9.99")])) == "LINES_AMOUNT_MISMATCH"
     assert await reason(Order(till, [card], "10.00", lines=[line("a", "5.00"), line("a", "5.00")])) == (
         "VALIDATION_FAILED"
     )

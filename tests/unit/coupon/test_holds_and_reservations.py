@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from coupon_svc.domain.coupon import Coupon, CouponStatus, spend
+from coupon_svc.domain.coupon import Coupon, CouponStatus
 from coupon_svc.domain.hold import Hold, HoldState, counted, recounted
 from coupon_svc.domain.reservation import (
     MAX_HOLDS,
@@ -20,6 +20,7 @@ from coupon_svc.domain.reservation import (
     plan,
     take_held,
 )
+from coupon_svc.domain.spending import spend
 from coupon_svc.domain.terms import CashVoucher, Discount, GiftCard, Terms, Threshold
 from meshkit.errors import InvalidFields, MeshError
 from tests.unit.coupon.test_spending import EXPIRES_MS, NOW_MS, coupon

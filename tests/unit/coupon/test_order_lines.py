@@ -12,7 +12,7 @@ from coupon_svc.domain.order_lines import (
     lines_to_json,
     spread,
 )
-from meshkit.errors import InvalidFields
+from meshkit.errors import MeshError
 
 
 def line(line_id: str, unit_price_minor: int, quantity: int = 1) -> Line:
@@ -75,11 +75,15 @@ def test_without_lines_nothing_is_spread() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "amount"),
-    [([line("a", 100), line("a", 100)], 200), ([line("a", 100, 2)], 199), ([line("a", 100)], 101)],
+    ("lines", "amount", "reason"),
+    [
+        ([line("a", 100), line("a", 100)], 200, "VALIDATION_FAILED"),
+        ([line("a", 100, 2)], 199, "LINES_AMOUNT_MISMATCH"),
+        ([line("a", 100)], 101, "LINES_AMOUNT_MISMATCH"),
+    ],
 )
-def test_lines_of_one_name_or_another_sum_are_refused(lines: list[Line], amount: int) -> None:
-    with pytest.raises(InvalidFields):
+def test_lines_of_one_name_or_another_sum_are_refused(lines: list[Line], amount: int, reason: str) -> None:
+    with pytest.raises(MeshError, match=reason):
         check_lines(lines, amount)
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coupon_svc.domain.coupon import TRANSITIONS, Coupon, CouponStatus, move, spend
+from coupon_svc.domain.coupon import TRANSITIONS, Coupon, CouponStatus, move
 from coupon_svc.domain.money import MAX_AMOUNT_MINOR
+from coupon_svc.domain.spending import spend
 from coupon_svc.domain.terms import CashVoucher, Discount, GiftCard, Kind, Terms, Threshold, check_terms
 from meshkit.errors import MeshError
 

@@ -28,7 +28,7 @@ from couponmesh.type.v1 import money_pb2 as couponmesh_dot_type_dot_v1_dot_money
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n couponmesh/coupon/v1/batch.proto\x12\x14\x63ouponmesh.coupon.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\'couponmesh/coupon/v1/refund_terms.proto\x1a\x1e\x63ouponmesh/type/v1/money.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x03\n\x05\x42\x61tch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x05terms\x18\x03 \x01(\x0b\x32 .couponmesh.coupon.v1.BatchTerms\x12\x1b\n\x0etotal_quantity\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0fissued_quantity\x18\x05 \x01(\x03\x12\x13\n\x0b\x63ode_length\x18\x06 \x01(\x05\x12\x35\n\x0b\x62lock_scope\x18\x07 \x01(\x0e\x32 .couponmesh.coupon.v1.BlockScope\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x04\x63\x61ps\x18\t \x01(\x0b\x32\x1f.couponmesh.coupon.v1.BatchCaps\x12\x31\n\x06recall\x18\n \x01(\x0b\x32!.couponmesh.coupon.v1.BatchRecallB\x11\n\x0f_total_quantity\"s\n\tBatchCaps\x12&\n\ruses_per_user\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x01H\x00\x88\x01\x01\x12,\n\tspend_cap\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x10\n\x0e_uses_per_user\"\x9a\x02\n\x0b\x42\x61tchRecall\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32&.couponmesh.coupon.v1.BatchRecallState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x30\n\x05stake\x18\x03 \x01(\x0b\x32!.couponmesh.coupon.v1.RecallStake\x12\x31\n\x06voided\x18\x04 \x01(\x0b\x32!.couponmesh.coupon.v1.RecallStake\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x0bRecallStake\x12\x0f\n\x07\x63oupons\x18\x01 \x01(\x03\x12(\n\x05money\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\x12\x11\n\tunbounded\x18\x03 \x01(\x08\"\xa3\x04\n\nBatchTerms\x12\x37\n\x08\x64iscount\x18\x01 \x01(\x0b\x32#.couponmesh.coupon.v1.DiscountTermsH\x00\x12\x39\n\tthreshold\x18\x02 \x01(\x0b\x32$.couponmesh.coupon.v1.ThresholdTermsH\x00\x12>\n\x0c\x63\x61sh_voucher\x18\x03 \x01(\x0b\x32&.couponmesh.coupon.v1.CashVoucherTermsH\x00\x12\x38\n\tgift_card\x18\x04 \x01(\x0b\x32#.couponmesh.coupon.v1.GiftCardTermsH\x00\x12.\n\nvalid_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\ttime_zone\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12)\n\x0cmerchant_ids\x18\x08 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\xe8\x07\x18\x01\"\x06r\x04\x10\x01\x18 \x12)\n\x10\x64\x61ys_after_claim\x18\t \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc2\x1c(\x00H\x01\x88\x01\x01\x12\x31\n\x06refund\x18\x1e \x01(\x0b\x32!.couponmesh.coupon.v1.RefundTermsB\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\x42\x13\n\x11_days_after_claim\"\x9f\x01\n\rDiscountTerms\x12-\n\rdiscount_rate\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^0\\.[0-9]{1,4}$\x12\x30\n\rmax_deduction\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\x12-\n\nmin_amount\x18\x03 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\"z\n\x0eThresholdTerms\x12\x35\n\nmin_amount\x18\x01 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x06reduce\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\"x\n\x10\x43\x61shVoucherTerms\x12\x35\n\nface_value\x18\x01 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\x12-\n\nmin_amount\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\"C\n\rGiftCardTerms\x12\x32\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01*s\n\x10\x42\x61tchRecallState\x12\"\n\x1e\x42\x41TCH_RECALL_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x42\x41TCH_RECALL_STATE_RUNNING\x10\x01\x12\x1b\n\x17\x42\x41TCH_RECALL_STATE_DONE\x10\x02*\x85\x01\n\nBlockScope\x12\x1b\n\x17\x42LOCK_SCOPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x42LOCK_SCOPE_CLAIM\x10\x01\x12\x17\n\x13\x42LOCK_SCOPE_CONSUME\x10\x02\x12\x14\n\x10\x42LOCK_SCOPE_BOTH\x10\x03\x12\x14\n\x10\x42LOCK_SCOPE_NONE\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n couponmesh/coupon/v1/batch.proto\x12\x14\x63ouponmesh.coupon.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\'couponmesh/coupon/v1/refund_terms.proto\x1a\x1e\x63ouponmesh/type/v1/money.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x03\n\x05\x42\x61tch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\x05terms\x18\x03 \x01(\x0b\x32 .couponmesh.coupon.v1.BatchTerms\x12\x1b\n\x0etotal_quantity\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0fissued_quantity\x18\x05 \x01(\x03\x12\x13\n\x0b\x63ode_length\x18\x06 \x01(\x05\x12\x35\n\x0b\x62lock_scope\x18\x07 \x01(\x0e\x32 .couponmesh.coupon.v1.BlockScope\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x04\x63\x61ps\x18\t \x01(\x0b\x32\x1f.couponmesh.coupon.v1.BatchCaps\x12\x31\n\x06recall\x18\n \x01(\x0b\x32!.couponmesh.coupon.v1.BatchRecallB\x11\n\x0f_total_quantity\"s\n\tBatchCaps\x12&\n\ruses_per_user\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x01H\x00\x88\x01\x01\x12,\n\tspend_cap\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x10\n\x0e_uses_per_user\"\x9a\x02\n\x0b\x42\x61tchRecall\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32&.couponmesh.coupon.v1.BatchRecallState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x30\n\x05stake\x18\x03 \x01(\x0b\x32!.couponmesh.coupon.v1.RecallStake\x12\x31\n\x06voided\x18\x04 \x01(\x0b\x32!.couponmesh.coupon.v1.RecallStake\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x0bRecallStake\x12\x0f\n\x07\x63oupons\x18\x01 \x01(\x03\x12(\n\x05money\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\x12\x11\n\tunbounded\x18\x03 \x01(\x08\"\xe4\x05\n\nBatchTerms\x12\x37\n\x08\x64iscount\x18\x01 \x01(\x0b\x32#.couponmesh.coupon.v1.DiscountTermsH\x00\x12\x39\n\tthreshold\x18\x02 \x01(\x0b\x32$.couponmesh.coupon.v1.ThresholdTermsH\x00\x12>\n\x0c\x63\x61sh_voucher\x18\x03 \x01(\x0b\x32&.couponmesh.coupon.v1.CashVoucherTermsH\x00\x12\x38\n\tgift_card\x18\x04 \x01(\x0b\x32#.couponmesh.coupon.v1.GiftCardTermsH\x00\x12.\n\nvalid_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\ttime_zone\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12)\n\x0cmerchant_ids\x18\x08 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\xe8\x07\x18\x01\"\x06r\x04\x10\x01\x18 \x12)\n\x10\x64\x61ys_after_claim\x18\t \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc2\x1c(\x00H\x01\x88\x01\x01\x12\'\n\ncategories\x18\x14 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\xe8\x07\x18\x01\"\x06r\x04\x10\x01\x18@\x12!\n\x04skus\x18\x15 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\xe8\x07\x18\x01\"\x06r\x04\x10\x01\x18@\x12\x41\n\x0cusable_hours\x18\x16 \x03(\x0b\x32!.couponmesh.coupon.v1.UsableHoursB\x08\xbaH\x05\x92\x01\x02\x10\x15\x12\x30\n\x08stacking\x18\x17 \x01(\x0b\x32\x1e.couponmesh.coupon.v1.Stacking\x12\x31\n\x06refund\x18\x1e \x01(\x0b\x32!.couponmesh.coupon.v1.RefundTermsB\r\n\x04kind\x12\x05\xbaH\x02\x08\x01\x42\x13\n\x11_days_after_claim\"\xa7\x01\n\x0bUsableHours\x12$\n\x08weekdays\x18\x01 \x03(\x05\x42\x12\xbaH\x0f\x92\x01\x0c\x10\x07\x18\x01\"\x06\x1a\x04\x18\x07(\x01\x12\x35\n\x05start\x18\x02 \x01(\tB&\xbaH#r!2\x1f^([01][0-9]|2[0-3]):[0-5][0-9]$\x12;\n\x03\x65nd\x18\x03 \x01(\tB.\xbaH+r)2\'^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$\"\xb7\x01\n\x08Stacking\x12:\n\x05level\x18\x01 \x01(\x0e\x32!.couponmesh.coupon.v1.CouponLevelB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12;\n\x04\x62\x61se\x18\x02 \x01(\x0e\x32#.couponmesh.coupon.v1.DeductionBaseB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0estacking_group\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x11\n\texclusive\x18\x04 \x01(\x08\"\x9f\x01\n\rDiscountTerms\x12-\n\rdiscount_rate\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^0\\.[0-9]{1,4}$\x12\x30\n\rmax_deduction\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\x12-\n\nmin_amount\x18\x03 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\"z\n\x0eThresholdTerms\x12\x35\n\nmin_amount\x18\x01 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\x12\x31\n\x06reduce\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\"x\n\x10\x43\x61shVoucherTerms\x12\x35\n\nface_value\x18\x01 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\x12-\n\nmin_amount\x18\x02 \x01(\x0b\x32\x19.couponmesh.type.v1.Money\"C\n\rGiftCardTerms\x12\x32\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.couponmesh.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01*s\n\x10\x42\x61tchRecallState\x12\"\n\x1e\x42\x41TCH_RECALL_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x42\x41TCH_RECALL_STATE_RUNNING\x10\x01\x12\x1b\n\x17\x42\x41TCH_RECALL_STATE_DONE\x10\x02*t\n\x0b\x43ouponLevel\x12\x1c\n\x18\x43OUPON_LEVEL_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43OUPON_LEVEL_ITEM\x10\x01\x12\x15\n\x11\x43OUPON_LEVEL_SHOP\x10\x02\x12\x19\n\x15\x43OUPON_LEVEL_PLATFORM\x10\x03*j\n\rDeductionBase\x12\x1e\n\x1a\x44\x45\x44UCTION_BASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45\x44UCTION_BASE_ORIGINAL\x10\x01\x12\x1c\n\x18\x44\x45\x44UCTION_BASE_REMAINING\x10\x02*\x85\x01\n\nBlockScope\x12\x1b\n\x17\x42LOCK_SCOPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x42LOCK_SCOPE_CLAIM\x10\x01\x12\x17\n\x13\x42LOCK_SCOPE_CONSUME\x10\x02\x12\x14\n\x10\x42LOCK_SCOPE_BOTH\x10\x03\x12\x14\n\x10\x42LOCK_SCOPE_NONE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHTERMS'].fields_by_name['merchant_ids']._serialized_options = b'\272H\020\222\001\r\020\350\007\030\001\"\006r\004\020\001\030 '
   _globals['_BATCHTERMS'].fields_by_name['days_after_claim']._loaded_options = None
   _globals['_BATCHTERMS'].fields_by_name['days_after_claim']._serialized_options = b'\272H\007\032\005\030\302\034(\000'
+  _globals['_BATCHTERMS'].fields_by_name['categories']._loaded_options = None
+  _globals['_BATCHTERMS'].fields_by_name['categories']._serialized_options = b'\272H\020\222\001\r\020\350\007\030\001\"\006r\004\020\001\030@'
+  _globals['_BATCHTERMS'].fields_by_name['skus']._loaded_options = None
+  _globals['_BATCHTERMS'].fields_by_name['skus']._serialized_options = b'\272H\020\222\001\r\020\350\007\030\001\"\006r\004\020\001\030@'
+  _globals['_BATCHTERMS'].fields_by_name['usable_hours']._loaded_options = None
+  _globals['_BATCHTERMS'].fields_by_name['usable_hours']._serialized_options = b'\272H\005\222\001\002\020\025'
+  _globals['_USABLEHOURS'].fields_by_name['weekdays']._loaded_options = None
+  _globals['_USABLEHOURS'].fields_by_name['weekdays']._serialized_options = b'\272H\017\222\001\014\020\007\030\001\"\006\032\004\030\007(\001'
+  _globals['_USABLEHOURS'].fields_by_name['start']._loaded_options = None
+  _globals['_USABLEHOURS'].fields_by_name['start']._serialized_options = b'\272H#r!2\037^([01][0-9]|2[0-3]):[0-5][0-9]$'
+  _globals['_USABLEHOURS'].fields_by_name['end']._loaded_options = None
+  _globals['_USABLEHOURS'].fields_by_name['end']._serialized_options = b'\272H+r)2\'^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$'
+  _globals['_STACKING'].fields_by_name['level']._loaded_options = None
+  _globals['_STACKING'].fields_by_name['level']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_STACKING'].fields_by_name['base']._loaded_options = None
+  _globals['_STACKING'].fields_by_name['base']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_STACKING'].fields_by_name['stacking_group']._loaded_options = None
+  _globals['_STACKING'].fields_by_name['stacking_group']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DISCOUNTTERMS'].fields_by_name['discount_rate']._loaded_options = None
   _globals['_DISCOUNTTERMS'].fields_by_name['discount_rate']._serialized_options = b'\272H\023r\0212\017^0\\.[0-9]{1,4}$'
   _globals['_THRESHOLDTERMS'].fields_by_name['min_amount']._loaded_options = None
@@ -55,10 +73,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CASHVOUCHERTERMS'].fields_by_name['face_value']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GIFTCARDTERMS'].fields_by_name['balance']._loaded_options = None
   _globals['_GIFTCARDTERMS'].fields_by_name['balance']._serialized_options = b'\272H\003\310\001\001'
-  _globals['_BATCHRECALLSTATE']._serialized_start=2102
-  _globals['_BATCHRECALLSTATE']._serialized_end=2217
-  _globals['_BLOCKSCOPE']._serialized_start=2220
-  _globals['_BLOCKSCOPE']._serialized_end=2353
+  _globals['_BATCHRECALLSTATE']._serialized_start=2651
+  _globals['_BATCHRECALLSTATE']._serialized_end=2766
+  _globals['_COUPONLEVEL']._serialized_start=2768
+  _globals['_COUPONLEVEL']._serialized_end=2884
+  _globals['_DEDUCTIONBASE']._serialized_start=2886
+  _globals['_DEDUCTIONBASE']._serialized_end=2992
+  _globals['_BLOCKSCOPE']._serialized_start=2995
+  _globals['_BLOCKSCOPE']._serialized_end=3128
   _globals['_BATCH']._serialized_start=194
   _globals['_BATCH']._serialized_end=578
   _globals['_BATCHCAPS']._serialized_start=580
@@ -68,13 +90,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECALLSTAKE']._serialized_start=982
   _globals['_RECALLSTAKE']._serialized_end=1073
   _globals['_BATCHTERMS']._serialized_start=1076
-  _globals['_BATCHTERMS']._serialized_end=1623
-  _globals['_DISCOUNTTERMS']._serialized_start=1626
-  _globals['_DISCOUNTTERMS']._serialized_end=1785
-  _globals['_THRESHOLDTERMS']._serialized_start=1787
-  _globals['_THRESHOLDTERMS']._serialized_end=1909
-  _globals['_CASHVOUCHERTERMS']._serialized_start=1911
-  _globals['_CASHVOUCHERTERMS']._serialized_end=2031
-  _globals['_GIFTCARDTERMS']._serialized_start=2033
-  _globals['_GIFTCARDTERMS']._serialized_end=2100
+  _globals['_BATCHTERMS']._serialized_end=1816
+  _globals['_USABLEHOURS']._serialized_start=1819
+  _globals['_USABLEHOURS']._serialized_end=1986
+  _globals['_STACKING']._serialized_start=1989
+  _globals['_STACKING']._serialized_end=2172
+  _globals['_DISCOUNTTERMS']._serialized_start=2175
+  _globals['_DISCOUNTTERMS']._serialized_end=2334
+  _globals['_THRESHOLDTERMS']._serialized_start=2336
+  _globals['_THRESHOLDTERMS']._serialized_end=2458
+  _globals['_CASHVOUCHERTERMS']._serialized_start=2460
+  _globals['_CASHVOUCHERTERMS']._serialized_end=2580
+  _globals['_GIFTCARDTERMS']._serialized_start=2582
+  _globals['_GIFTCARDTERMS']._serialized_end=2649
 # @@protoc_insertion_point(module_scope)

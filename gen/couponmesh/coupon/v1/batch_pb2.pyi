@@ -46,6 +46,58 @@ BATCH_RECALL_STATE_DONE: BatchRecallState.ValueType  # 2
 """Every unused coupon is voided."""
 Global___BatchRecallState: _TypeAlias = BatchRecallState  # noqa: Y015
 
+class _CouponLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CouponLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CouponLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COUPON_LEVEL_UNSPECIFIED: _CouponLevel.ValueType  # 0
+    """PLATFORM."""
+    COUPON_LEVEL_ITEM: _CouponLevel.ValueType  # 1
+    """First."""
+    COUPON_LEVEL_SHOP: _CouponLevel.ValueType  # 2
+    """After all of ITEM."""
+    COUPON_LEVEL_PLATFORM: _CouponLevel.ValueType  # 3
+    """After all of SHOP."""
+
+class CouponLevel(_CouponLevel, metaclass=_CouponLevelEnumTypeWrapper):
+    """When a coupon applies: item, then shop, then platform."""
+
+COUPON_LEVEL_UNSPECIFIED: CouponLevel.ValueType  # 0
+"""PLATFORM."""
+COUPON_LEVEL_ITEM: CouponLevel.ValueType  # 1
+"""First."""
+COUPON_LEVEL_SHOP: CouponLevel.ValueType  # 2
+"""After all of ITEM."""
+COUPON_LEVEL_PLATFORM: CouponLevel.ValueType  # 3
+"""After all of SHOP."""
+Global___CouponLevel: _TypeAlias = CouponLevel  # noqa: Y015
+
+class _DeductionBase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeductionBaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeductionBase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEDUCTION_BASE_UNSPECIFIED: _DeductionBase.ValueType  # 0
+    """REMAINING."""
+    DEDUCTION_BASE_ORIGINAL: _DeductionBase.ValueType  # 1
+    """Their price."""
+    DEDUCTION_BASE_REMAINING: _DeductionBase.ValueType  # 2
+    """What coupons of earlier levels left of it."""
+
+class DeductionBase(_DeductionBase, metaclass=_DeductionBaseEnumTypeWrapper):
+    """Which amount of the eligible lines a coupon looks at."""
+
+DEDUCTION_BASE_UNSPECIFIED: DeductionBase.ValueType  # 0
+"""REMAINING."""
+DEDUCTION_BASE_ORIGINAL: DeductionBase.ValueType  # 1
+"""Their price."""
+DEDUCTION_BASE_REMAINING: DeductionBase.ValueType  # 2
+"""What coupons of earlier levels left of it."""
+Global___DeductionBase: _TypeAlias = DeductionBase  # noqa: Y015
+
 class _BlockScope:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -287,6 +339,10 @@ class BatchTerms(_message.Message):
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     MERCHANT_IDS_FIELD_NUMBER: _builtins.int
     DAYS_AFTER_CLAIM_FIELD_NUMBER: _builtins.int
+    CATEGORIES_FIELD_NUMBER: _builtins.int
+    SKUS_FIELD_NUMBER: _builtins.int
+    USABLE_HOURS_FIELD_NUMBER: _builtins.int
+    STACKING_FIELD_NUMBER: _builtins.int
     REFUND_FIELD_NUMBER: _builtins.int
     time_zone: _builtins.str
     """IANA zone in which days are counted; "Asia/Shanghai" when empty."""
@@ -331,6 +387,28 @@ class BatchTerms(_message.Message):
         """
 
     @_builtins.property
+    def categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Categories of goods for which the coupons are valid; empty means all. An
+        order must then name its lines. At most 1,000.
+        """
+
+    @_builtins.property
+    def skus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Goods for which the coupons are valid; empty means all. A line must match
+        merchant_ids, categories and skus, each where it names any. At most 1,000.
+        """
+
+    @_builtins.property
+    def usable_hours(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsableHours]:
+        """Weekdays and hours of use, in time_zone; empty means always. At most 21."""
+
+    @_builtins.property
+    def stacking(self) -> Global___Stacking:
+        """How the coupon goes together with others in QuoteOrder; gift cards have
+        none. docs/reference/stacking.md is the rule.
+        """
+
+    @_builtins.property
     def refund(self) -> _refund_terms_pb2.RefundTerms:
         """What a refund does to the coupons; absent means the defaults."""
 
@@ -346,11 +424,15 @@ class BatchTerms(_message.Message):
         time_zone: _builtins.str = ...,
         merchant_ids: _abc.Iterable[_builtins.str] | None = ...,
         days_after_claim: _builtins.int | None = ...,
+        categories: _abc.Iterable[_builtins.str] | None = ...,
+        skus: _abc.Iterable[_builtins.str] | None = ...,
+        usable_hours: _abc.Iterable[Global___UsableHours] | None = ...,
+        stacking: Global___Stacking | None = ...,
         refund: _refund_terms_pb2.RefundTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim", "cash_voucher", b"cash_voucher", "days_after_claim", b"days_after_claim", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "refund", b"refund", "threshold", b"threshold", "valid_from", b"valid_from"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim", "cash_voucher", b"cash_voucher", "days_after_claim", b"days_after_claim", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "refund", b"refund", "stacking", b"stacking", "threshold", b"threshold", "valid_from", b"valid_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim", "cash_voucher", b"cash_voucher", "days_after_claim", b"days_after_claim", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "merchant_ids", b"merchant_ids", "refund", b"refund", "threshold", b"threshold", "time_zone", b"time_zone", "valid_from", b"valid_from"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim", "cash_voucher", b"cash_voucher", "categories", b"categories", "days_after_claim", b"days_after_claim", "discount", b"discount", "expires_at", b"expires_at", "gift_card", b"gift_card", "kind", b"kind", "merchant_ids", b"merchant_ids", "refund", b"refund", "skus", b"skus", "stacking", b"stacking", "threshold", b"threshold", "time_zone", b"time_zone", "usable_hours", b"usable_hours", "valid_from", b"valid_from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__days_after_claim: _TypeAlias = _typing.Literal["days_after_claim"]  # noqa: Y015
     _WhichOneofArgType__days_after_claim: _TypeAlias = _typing.Literal["_days_after_claim", b"_days_after_claim"]  # noqa: Y015
@@ -362,6 +444,74 @@ class BatchTerms(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___BatchTerms: _TypeAlias = BatchTerms  # noqa: Y015
+
+@_typing.final
+class UsableHours(_message.Message):
+    """A part of each of some days. One that goes past midnight is two."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEEKDAYS_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    start: _builtins.str
+    """The first minute, "00:00" to "23:59"."""
+    end: _builtins.str
+    """The first minute that is outside again, "00:01" to "24:00"."""
+    @_builtins.property
+    def weekdays(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Weekdays, 1 for Monday to 7 for Sunday; empty means every day."""
+
+    def __init__(
+        self,
+        *,
+        weekdays: _abc.Iterable[_builtins.int] | None = ...,
+        start: _builtins.str = ...,
+        end: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start", "weekdays", b"weekdays"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsableHours: _TypeAlias = UsableHours  # noqa: Y015
+
+@_typing.final
+class Stacking(_message.Message):
+    """How a coupon goes together with other coupons on one order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    STACKING_GROUP_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
+    level: Global___CouponLevel.ValueType
+    """When it applies; PLATFORM when UNSPECIFIED."""
+    base: Global___DeductionBase.ValueType
+    """Which amount its minimum and its rate look at; REMAINING when UNSPECIFIED."""
+    stacking_group: _builtins.str
+    """Coupons of one level and one group never share a line; those that name none
+    are a group as well. Up to 64 characters.
+    """
+    exclusive: _builtins.bool
+    """It goes together with no other coupon; gift cards still pay."""
+    def __init__(
+        self,
+        *,
+        level: Global___CouponLevel.ValueType = ...,
+        base: Global___DeductionBase.ValueType = ...,
+        stacking_group: _builtins.str = ...,
+        exclusive: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "exclusive", b"exclusive", "level", b"level", "stacking_group", b"stacking_group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stacking: _TypeAlias = Stacking  # noqa: Y015
 
 @_typing.final
 class DiscountTerms(_message.Message):
@@ -382,7 +532,7 @@ class DiscountTerms(_message.Message):
 
     @_builtins.property
     def min_amount(self) -> _money_pb2.Money:
-        """The least order amount; met at equality; absent means none."""
+        """The least amount of eligible lines; met at equality; absent means none."""
 
     def __init__(
         self,
@@ -409,7 +559,7 @@ class ThresholdTerms(_message.Message):
     REDUCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def min_amount(self) -> _money_pb2.Money:
-        """The least order amount; met at equality."""
+        """The least amount of eligible lines; met at equality."""
 
     @_builtins.property
     def reduce(self) -> _money_pb2.Money:
@@ -443,7 +593,7 @@ class CashVoucherTerms(_message.Message):
 
     @_builtins.property
     def min_amount(self) -> _money_pb2.Money:
-        """The least order amount; met at equality; absent means none."""
+        """The least amount of eligible lines; met at equality; absent means none."""
 
     def __init__(
         self,

@@ -6,8 +6,10 @@ isort:skip_file
 from collections import abc as _abc
 from couponmesh.coupon.v1 import coupon_pb2 as _coupon_pb2
 from couponmesh.coupon.v1 import refund_pb2 as _refund_pb2
+from couponmesh.coupon.v1 import reservation_pb2 as _reservation_pb2
 from couponmesh.type.v1 import client_context_pb2 as _client_context_pb2
 from couponmesh.type.v1 import money_pb2 as _money_pb2
+from couponmesh.type.v1 import order_line_pb2 as _order_line_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -374,6 +376,7 @@ class ValidateCouponRequest(_message.Message):
     MERCHANT_ID_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
     coupon_id: _builtins.str
     """By its id; 19 digits."""
     code: _builtins.str
@@ -388,6 +391,10 @@ class ValidateCouponRequest(_message.Message):
     def client(self) -> _client_context_pb2.ClientContext:
         """The shopper's device and address."""
 
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[_order_line_pb2.OrderLine]:
+        """The order's lines, as for ConsumeCoupon."""
+
     def __init__(
         self,
         *,
@@ -396,10 +403,11 @@ class ValidateCouponRequest(_message.Message):
         merchant_id: _builtins.str = ...,
         amount: _money_pb2.Money | None = ...,
         client: _client_context_pb2.ClientContext | None = ...,
+        lines: _abc.Iterable[_order_line_pb2.OrderLine] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "client", b"client", "code", b"code", "coupon", b"coupon", "coupon_id", b"coupon_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "client", b"client", "code", b"code", "coupon", b"coupon", "coupon_id", b"coupon_id", "merchant_id", b"merchant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "client", b"client", "code", b"code", "coupon", b"coupon", "coupon_id", b"coupon_id", "lines", b"lines", "merchant_id", b"merchant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_coupon: _TypeAlias = _typing.Literal["coupon_id", "code"]  # noqa: Y015
     _WhichOneofArgType_coupon: _TypeAlias = _typing.Literal["coupon", b"coupon"]  # noqa: Y015
@@ -464,6 +472,7 @@ class ConsumeCouponRequest(_message.Message):
     ORDER_ID_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call repeatable (AIP-155); 1 to 64 visible ASCII characters. A
     refusal is not recorded: a retry may succeed.
@@ -484,6 +493,13 @@ class ConsumeCouponRequest(_message.Message):
     def client(self) -> _client_context_pb2.ClientContext:
         """The shopper's device and address."""
 
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[_order_line_pb2.OrderLine]:
+        """The order's lines, which must sum to `amount`; for a gift card to `amount`
+        at least. Needed for coupons that are valid for some goods only. A cashier's
+        are its own merchant's. At most 100.
+        """
+
     def __init__(
         self,
         *,
@@ -494,10 +510,11 @@ class ConsumeCouponRequest(_message.Message):
         order_id: _builtins.str = ...,
         amount: _money_pb2.Money | None = ...,
         client: _client_context_pb2.ClientContext | None = ...,
+        lines: _abc.Iterable[_order_line_pb2.OrderLine] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "client", b"client", "code", b"code", "coupon", b"coupon", "coupon_id", b"coupon_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "client", b"client", "code", b"code", "coupon", b"coupon", "coupon_id", b"coupon_id", "merchant_id", b"merchant_id", "order_id", b"order_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "client", b"client", "code", b"code", "coupon", b"coupon", "coupon_id", b"coupon_id", "lines", b"lines", "merchant_id", b"merchant_id", "order_id", b"order_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_coupon: _TypeAlias = _typing.Literal["coupon_id", "code"]  # noqa: Y015
     _WhichOneofArgType_coupon: _TypeAlias = _typing.Literal["coupon", b"coupon"]  # noqa: Y015
@@ -513,21 +530,29 @@ class ConsumeCouponResponse(_message.Message):
 
     TRANSACTION_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
     status: _coupon_pb2.CouponStatus.ValueType
     """Where the coupon stands now."""
     @_builtins.property
     def transaction(self) -> _coupon_pb2.Transaction:
         """What took effect."""
 
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[_reservation_pb2.LineDeduction]:
+        """The deduction spread over the eligible lines; empty for an order without
+        lines.
+        """
+
     def __init__(
         self,
         *,
         transaction: _coupon_pb2.Transaction | None = ...,
         status: _coupon_pb2.CouponStatus.ValueType = ...,
+        lines: _abc.Iterable[_reservation_pb2.LineDeduction] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["status", b"status", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "status", b"status", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ import warnings
 from couponmesh.coupon.v1 import audit_pb2 as couponmesh_dot_coupon_dot_v1_dot_audit__pb2
 from couponmesh.coupon.v1 import coupon_service_pb2 as couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2
 from couponmesh.coupon.v1 import freeze_pb2 as couponmesh_dot_coupon_dot_v1_dot_freeze__pb2
+from couponmesh.coupon.v1 import quote_pb2 as couponmesh_dot_coupon_dot_v1_dot_quote__pb2
 from couponmesh.coupon.v1 import refund_pb2 as couponmesh_dot_coupon_dot_v1_dot_refund__pb2
 from couponmesh.coupon.v1 import reservation_pb2 as couponmesh_dot_coupon_dot_v1_dot_reservation__pb2
 
@@ -68,6 +69,16 @@ class CouponServiceStub:
                 '/couponmesh.coupon.v1.CouponService/ValidateCoupon',
                 request_serializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ValidateCouponRequest.SerializeToString,
                 response_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ValidateCouponResponse.FromString,
+                _registered_method=True)
+        self.ExplainCoupon = channel.unary_unary(
+                '/couponmesh.coupon.v1.CouponService/ExplainCoupon',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_quote__pb2.ExplainCouponRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_quote__pb2.ExplainCouponResponse.FromString,
+                _registered_method=True)
+        self.QuoteOrder = channel.unary_unary(
+                '/couponmesh.coupon.v1.CouponService/QuoteOrder',
+                request_serializer=couponmesh_dot_coupon_dot_v1_dot_quote__pb2.QuoteOrderRequest.SerializeToString,
+                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_quote__pb2.QuoteOrderResponse.FromString,
                 _registered_method=True)
         self.ReserveCoupons = channel.unary_unary(
                 '/couponmesh.coupon.v1.CouponService/ReserveCoupons',
@@ -207,6 +218,32 @@ class CouponServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainCoupon(self, request, context):
+        """Says of a coupon, a user and an order each check that fails, and what would
+        satisfy it. It changes nothing.
+
+        Errors: CODE_MISTYPED, COUPON_NOT_FOUND (also when a shopper asks about
+        another's), RISK_REJECTED, AMOUNT_*, CURRENCY_NOT_SUPPORTED,
+        MERCHANT_NOT_OWNED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QuoteOrder(self, request, context):
+        """Finds the combination of a user's coupons that takes most off an order,
+        and says why each other coupon is left out. It changes nothing and promises
+        nothing.
+
+        Errors: COUPONS_REQUIRED, CODE_MISTYPED, COUPON_NOT_FOUND (also when a
+        shopper names another's), RISK_REJECTED, AMOUNT_*, CURRENCY_NOT_SUPPORTED,
+        MERCHANT_NOT_OWNED. What keeps a coupon from being used is an answer, not
+        an error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReserveCoupons(self, request, context):
         """Holds several coupons of one user, a part of a gift card's balance among
         them, for one order: all or none. The holds block other orders until they
@@ -250,7 +287,8 @@ class CouponServiceServicer:
 
         Errors: CODE_MISTYPED, COUPON_NOT_FOUND, COUPON_UNACTIVATED, COUPON_USED,
         COUPON_FROZEN, COUPON_EXPIRED, COUPON_REFUNDED, COUPON_NOT_STARTED,
-        MERCHANT_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT,
+        MERCHANT_NOT_ELIGIBLE, OUTSIDE_HOURS, LINES_AMOUNT_MISMATCH, LINES_REQUIRED,
+        LINES_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT,
         COUPON_NO_EFFECT, COUPON_HELD, BATCH_BLOCKED, BATCH_RECALLED,
         USES_LIMIT_REACHED, SPEND_CAP_REACHED, ACCOUNT_FROZEN, RISK_REJECTED,
         RISK_UNAVAILABLE, COUPON_BUSY, OVERLOADED, AMOUNT_*,
@@ -404,6 +442,16 @@ def add_CouponServiceServicer_to_server(servicer, server):
                     servicer.ValidateCoupon,
                     request_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ValidateCouponRequest.FromString,
                     response_serializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ValidateCouponResponse.SerializeToString,
+            ),
+            'ExplainCoupon': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainCoupon,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_quote__pb2.ExplainCouponRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_quote__pb2.ExplainCouponResponse.SerializeToString,
+            ),
+            'QuoteOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.QuoteOrder,
+                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_quote__pb2.QuoteOrderRequest.FromString,
+                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_quote__pb2.QuoteOrderResponse.SerializeToString,
             ),
             'ReserveCoupons': grpc.unary_unary_rpc_method_handler(
                     servicer.ReserveCoupons,
@@ -639,6 +687,60 @@ class CouponService:
             '/couponmesh.coupon.v1.CouponService/ValidateCoupon',
             couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ValidateCouponRequest.SerializeToString,
             couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ValidateCouponResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainCoupon(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/ExplainCoupon',
+            couponmesh_dot_coupon_dot_v1_dot_quote__pb2.ExplainCouponRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_quote__pb2.ExplainCouponResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QuoteOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/couponmesh.coupon.v1.CouponService/QuoteOrder',
+            couponmesh_dot_coupon_dot_v1_dot_quote__pb2.QuoteOrderRequest.SerializeToString,
+            couponmesh_dot_coupon_dot_v1_dot_quote__pb2.QuoteOrderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from couponmesh.coupon.v1 import audit_pb2 as _audit_pb2
 from couponmesh.coupon.v1 import coupon_service_pb2 as _coupon_service_pb2
 from couponmesh.coupon.v1 import freeze_pb2 as _freeze_pb2
+from couponmesh.coupon.v1 import quote_pb2 as _quote_pb2
 from couponmesh.coupon.v1 import refund_pb2 as _refund_pb2
 from couponmesh.coupon.v1 import reservation_pb2 as _reservation_pb2
 from grpc import aio as _aio
@@ -58,6 +59,24 @@ class CouponServiceStub:
     Errors: CODE_MISTYPED, COUPON_NOT_FOUND, RISK_REJECTED, AMOUNT_*,
     CURRENCY_NOT_SUPPORTED. What the coupon itself refuses is an answer, not an error.
     """
+    ExplainCoupon: _aio.UnaryUnaryMultiCallable[_quote_pb2.ExplainCouponRequest, _quote_pb2.ExplainCouponResponse]
+    """Says of a coupon, a user and an order each check that fails, and what would
+    satisfy it. It changes nothing.
+
+    Errors: CODE_MISTYPED, COUPON_NOT_FOUND (also when a shopper asks about
+    another's), RISK_REJECTED, AMOUNT_*, CURRENCY_NOT_SUPPORTED,
+    MERCHANT_NOT_OWNED.
+    """
+    QuoteOrder: _aio.UnaryUnaryMultiCallable[_quote_pb2.QuoteOrderRequest, _quote_pb2.QuoteOrderResponse]
+    """Finds the combination of a user's coupons that takes most off an order,
+    and says why each other coupon is left out. It changes nothing and promises
+    nothing.
+
+    Errors: COUPONS_REQUIRED, CODE_MISTYPED, COUPON_NOT_FOUND (also when a
+    shopper names another's), RISK_REJECTED, AMOUNT_*, CURRENCY_NOT_SUPPORTED,
+    MERCHANT_NOT_OWNED. What keeps a coupon from being used is an answer, not
+    an error.
+    """
     ReserveCoupons: _aio.UnaryUnaryMultiCallable[_reservation_pb2.ReserveCouponsRequest, _reservation_pb2.ReserveCouponsResponse]
     """Holds several coupons of one user, a part of a gift card's balance among
     them, for one order: all or none. The holds block other orders until they
@@ -89,7 +108,8 @@ class CouponServiceStub:
 
     Errors: CODE_MISTYPED, COUPON_NOT_FOUND, COUPON_UNACTIVATED, COUPON_USED,
     COUPON_FROZEN, COUPON_EXPIRED, COUPON_REFUNDED, COUPON_NOT_STARTED,
-    MERCHANT_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT,
+    MERCHANT_NOT_ELIGIBLE, OUTSIDE_HOURS, LINES_AMOUNT_MISMATCH, LINES_REQUIRED,
+    LINES_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT,
     COUPON_NO_EFFECT, COUPON_HELD, BATCH_BLOCKED, BATCH_RECALLED,
     USES_LIMIT_REACHED, SPEND_CAP_REACHED, ACCOUNT_FROZEN, RISK_REJECTED,
     RISK_UNAVAILABLE, COUPON_BUSY, OVERLOADED, AMOUNT_*,
@@ -246,6 +266,36 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ExplainCoupon(
+        self,
+        request: _quote_pb2.ExplainCouponRequest,
+        context: _aio.ServicerContext[_quote_pb2.ExplainCouponRequest, _abc.Awaitable[_quote_pb2.ExplainCouponResponse]],
+    ) -> _abc.Awaitable[_quote_pb2.ExplainCouponResponse]:
+        """Says of a coupon, a user and an order each check that fails, and what would
+        satisfy it. It changes nothing.
+
+        Errors: CODE_MISTYPED, COUPON_NOT_FOUND (also when a shopper asks about
+        another's), RISK_REJECTED, AMOUNT_*, CURRENCY_NOT_SUPPORTED,
+        MERCHANT_NOT_OWNED.
+        """
+
+    @_abc_1.abstractmethod
+    def QuoteOrder(
+        self,
+        request: _quote_pb2.QuoteOrderRequest,
+        context: _aio.ServicerContext[_quote_pb2.QuoteOrderRequest, _abc.Awaitable[_quote_pb2.QuoteOrderResponse]],
+    ) -> _abc.Awaitable[_quote_pb2.QuoteOrderResponse]:
+        """Finds the combination of a user's coupons that takes most off an order,
+        and says why each other coupon is left out. It changes nothing and promises
+        nothing.
+
+        Errors: COUPONS_REQUIRED, CODE_MISTYPED, COUPON_NOT_FOUND (also when a
+        shopper names another's), RISK_REJECTED, AMOUNT_*, CURRENCY_NOT_SUPPORTED,
+        MERCHANT_NOT_OWNED. What keeps a coupon from being used is an answer, not
+        an error.
+        """
+
+    @_abc_1.abstractmethod
     def ReserveCoupons(
         self,
         request: _reservation_pb2.ReserveCouponsRequest,
@@ -299,7 +349,8 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: CODE_MISTYPED, COUPON_NOT_FOUND, COUPON_UNACTIVATED, COUPON_USED,
         COUPON_FROZEN, COUPON_EXPIRED, COUPON_REFUNDED, COUPON_NOT_STARTED,
-        MERCHANT_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT,
+        MERCHANT_NOT_ELIGIBLE, OUTSIDE_HOURS, LINES_AMOUNT_MISMATCH, LINES_REQUIRED,
+        LINES_NOT_ELIGIBLE, BELOW_MIN_AMOUNT, BALANCE_INSUFFICIENT,
         COUPON_NO_EFFECT, COUPON_HELD, BATCH_BLOCKED, BATCH_RECALLED,
         USES_LIMIT_REACHED, SPEND_CAP_REACHED, ACCOUNT_FROZEN, RISK_REJECTED,
         RISK_UNAVAILABLE, COUPON_BUSY, OVERLOADED, AMOUNT_*,

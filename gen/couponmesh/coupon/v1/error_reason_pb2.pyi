@@ -241,7 +241,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
           "reason": "MERCHANT_NOT_ELIGIBLE",
           "domain": "couponmesh",
           "metadata": {
-            "merchant_id": "10087"
+            "merchant_id": "10087",
+            "merchants": "10086"
           }
         }
     """
@@ -656,6 +657,86 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
           }
         }
     """
+    ERROR_REASON_LINES_REQUIRED: _ErrorReason.ValueType  # 60
+    """The coupon is valid for some goods only, and the request names no lines.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "LINES_REQUIRED",
+          "domain": "couponmesh",
+          "metadata": {
+            "coupon_id": "0123456789012345678"
+          }
+        }
+    """
+    ERROR_REASON_LINES_AMOUNT_MISMATCH: _ErrorReason.ValueType  # 61
+    """The lines do not sum to the amount.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "LINES_AMOUNT_MISMATCH",
+          "domain": "couponmesh",
+          "metadata": {
+            "lines": "99.99",
+            "amount": "100.00"
+          }
+        }
+    """
+    ERROR_REASON_OUTSIDE_HOURS: _ErrorReason.ValueType  # 62
+    """It is not one of the coupon's weekdays and hours.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "OUTSIDE_HOURS",
+          "domain": "couponmesh",
+          "metadata": {
+            "coupon_id": "0123456789012345678",
+            "next_from": "2026-01-03T01:00:00Z"
+          }
+        }
+    """
+    ERROR_REASON_LINES_NOT_ELIGIBLE: _ErrorReason.ValueType  # 63
+    """The order has no goods for which the coupon is valid, or a gift card is to pay
+    more than those cost.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "LINES_NOT_ELIGIBLE",
+          "domain": "couponmesh",
+          "metadata": {
+            "eligible": "0.00",
+            "categories": "books",
+            "skus": ""
+          }
+        }
+    """
+    ERROR_REASON_COUPON_NOT_OWNED: _ErrorReason.ValueType  # 64
+    """The coupon belongs to another user.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "COUPON_NOT_OWNED",
+          "domain": "couponmesh",
+          "metadata": {
+            "coupon_id": "0123456789012345678"
+          }
+        }
+    """
+    ERROR_REASON_COUPONS_REQUIRED: _ErrorReason.ValueType  # 65
+    """A quote must name a user or coupons; one that a cashier asks for, coupons.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "COUPONS_REQUIRED",
+          "domain": "couponmesh"
+        }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reasons that coupon_svc gives in google.rpc.ErrorInfo.reason (domain
@@ -881,7 +962,8 @@ Example of an ErrorInfo:
       "reason": "MERCHANT_NOT_ELIGIBLE",
       "domain": "couponmesh",
       "metadata": {
-        "merchant_id": "10087"
+        "merchant_id": "10087",
+        "merchants": "10086"
       }
     }
 """
@@ -1294,6 +1376,86 @@ Example of an ErrorInfo:
       "metadata": {
         "batch_id": "0123456789012345678"
       }
+    }
+"""
+ERROR_REASON_LINES_REQUIRED: ErrorReason.ValueType  # 60
+"""The coupon is valid for some goods only, and the request names no lines.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "LINES_REQUIRED",
+      "domain": "couponmesh",
+      "metadata": {
+        "coupon_id": "0123456789012345678"
+      }
+    }
+"""
+ERROR_REASON_LINES_AMOUNT_MISMATCH: ErrorReason.ValueType  # 61
+"""The lines do not sum to the amount.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "LINES_AMOUNT_MISMATCH",
+      "domain": "couponmesh",
+      "metadata": {
+        "lines": "99.99",
+        "amount": "100.00"
+      }
+    }
+"""
+ERROR_REASON_OUTSIDE_HOURS: ErrorReason.ValueType  # 62
+"""It is not one of the coupon's weekdays and hours.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "OUTSIDE_HOURS",
+      "domain": "couponmesh",
+      "metadata": {
+        "coupon_id": "0123456789012345678",
+        "next_from": "2026-01-03T01:00:00Z"
+      }
+    }
+"""
+ERROR_REASON_LINES_NOT_ELIGIBLE: ErrorReason.ValueType  # 63
+"""The order has no goods for which the coupon is valid, or a gift card is to pay
+more than those cost.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "LINES_NOT_ELIGIBLE",
+      "domain": "couponmesh",
+      "metadata": {
+        "eligible": "0.00",
+        "categories": "books",
+        "skus": ""
+      }
+    }
+"""
+ERROR_REASON_COUPON_NOT_OWNED: ErrorReason.ValueType  # 64
+"""The coupon belongs to another user.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "COUPON_NOT_OWNED",
+      "domain": "couponmesh",
+      "metadata": {
+        "coupon_id": "0123456789012345678"
+      }
+    }
+"""
+ERROR_REASON_COUPONS_REQUIRED: ErrorReason.ValueType  # 65
+"""A quote must name a user or coupons; one that a cashier asks for, coupons.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "COUPONS_REQUIRED",
+      "domain": "couponmesh"
     }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
