@@ -266,7 +266,7 @@ function envoy_on_response(handle)
     -- What came before the end is not passed on: half an answer must not look like one.
     http_status = HTTP_OF_GRPC[broken] or 500
     noted.reason = BY_GRPC[broken] or "INTERNAL"
-    envelope, wait_ms = error_envelope(noted, http_status, "")
+    envelope, wait_ms = error_envelope(handle, noted, http_status, "")
   elseif http_status < 300 then
     envelope = '{"code":' .. http_status .. ',"data":' .. (text == "" and "{}" or text) .. "}"
   else
