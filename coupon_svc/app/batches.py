@@ -10,6 +10,7 @@ from typing import TypeVar
 from coupon_svc.app.ports import Call, Clock, Ids, Store, Unit
 from coupon_svc.app.requests import run_once
 from coupon_svc.domain.batch import Batch, BlockScope, Caps
+from coupon_svc.domain.coupon import Coupon
 from coupon_svc.domain.journal import ChainHead, JournalKind, JournalRow, Origin, Sign, sealed
 from coupon_svc.domain.routing import home_shard, id_shard
 from coupon_svc.domain.terms import Terms, check_terms
@@ -22,6 +23,18 @@ MAX_CACHED = 10_000
 
 Encode = Callable[[Batch, Terms], bytes]
 _Value = TypeVar("_Value")
+
+
+class NotRead(Exception):
+    """A transaction needs batches or terms that were not read before it; read them and run it again.
+
+    It holds a connection and locks that others wait for with theirs, so that reading by another connection could wait
+    for them in turn.
+    """
+
+    def __init__(self, coupons: Iterable[Coupon]) -> None:
+        self.coupons = tuple(coupons)
+        super().__init__(f"batches or terms of {len(self.coupons)} coupons")
 
 
 class BatchCache:
@@ -58,6 +71,22 @@ class BatchCache:
         wanted = set(batch_ids)
         known = {batch_id: self._batches[batch_id][1] for batch_id in wanted if batch_id in self._batches}
         return {**known, **await self.batches(wanted - known.keys())}
+
+    def lasting(self, coupons: Iterable[Coupon]) -> tuple[Mapping[str, Batch], Mapping[str, Terms]]:
+        """Batches and terms of coupons, for what of them never changes, without reading anything; raises NotRead."""
+        wanted = tuple(coupons)
+        try:
+            return (
+                {coupon.batch_id: self._batches[coupon.batch_id][1] for coupon in wanted},
+                {coupon.terms_id: self._terms[coupon.terms_id] for coupon in wanted},
+            )
+        except KeyError as missing:
+            raise NotRead(wanted) from missing
+
+    async def read(self, missing: NotRead) -> None:
+        """Reads what a transaction lacked."""
+        await self.of_any_age(coupon.batch_id for coupon in missing.coupons)
+        await self.terms(coupon.terms_id for coupon in missing.coupons)
 
     async def batch(self, batch_id: str) -> Batch:
         """One batch; raises MeshError BATCH_NOT_FOUND."""

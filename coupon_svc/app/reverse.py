@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from coupon_svc.app.batches import BatchCache
+from coupon_svc.app.batches import BatchCache, NotRead
 from coupon_svc.app.caps import CapKeeper, Undone
 from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.app.coupon_steps import CouponSteps, StepFacts
 from coupon_svc.app.ports import Call, Clock, Recorded, RequestKey, TransactionRow
-from coupon_svc.app.requests import REVERSED_HASH, run_once
+from coupon_svc.app.requests import MAX_RUNS, REVERSED_HASH, run_once
 from coupon_svc.app.reservation_ports import ReservationKey, ReservationStore, ReservationUnit
 from coupon_svc.domain.coupon import Coupon
 from coupon_svc.domain.journal import JournalKind, Sign
@@ -90,7 +90,12 @@ class ReverseTransaction:
 
         # Which batches it concerns shows under the locks, and shards are fenced before.
         fenced = [self._caps.holder(shard)]
-        return await run_once(self._store, call.key(shard), call.request_hash, self._clock, work, fenced=fenced)
+        for _ in range(MAX_RUNS):
+            try:
+                return await run_once(self._store, call.key(shard), call.request_hash, self._clock, work, fenced=fenced)
+            except NotRead as missing:
+                await self._batches.read(missing)
+        raise MeshError("UNAVAILABLE", part="mysql")
 
     @staticmethod
     async def _lock(unit: ReservationUnit, taken: Sequence[TransactionRow]) -> _Locked:
@@ -107,12 +112,11 @@ class ReverseTransaction:
         taken = locked.taken
         if await unit.given_back_otherwise(taken[0].shard, [row.transaction_id for row in taken]):
             raise _refused(command, "some of it was given back since")
-        batches = await self._batches.of_any_age(coupon.batch_id for coupon in locked.coupons.values())
+        batches, terms = self._batches.lasting(locked.coupons.values())
         undone = []
         steps = CouponSteps(locked.coupons, self._sign)
         for row in taken:
             coupon = steps.current(row.coupon_id)
-            terms = (await self._batches.terms([coupon.terms_id]))[coupon.terms_id]
             facts = StepFacts(
                 kind=JournalKind.REVERSED,
                 origin=command.call.origin(now_ms),
@@ -123,7 +127,7 @@ class ReverseTransaction:
                 original_transaction_id=row.transaction_id,
                 settlement_held=row.settlement_held,
             )
-            steps.take(given_back(coupon, terms, row.deduction_minor), facts)
+            steps.take(given_back(coupon, terms[coupon.terms_id], row.deduction_minor), facts)
             use = UseKey(row.shard, row.user_id, coupon.batch_id)
             undone.append(Undone(batches[coupon.batch_id], use, row.transaction_id, row.deduction_minor, whole=True))
         reversed_rows = [replace(row, reverse_time_ms=now_ms) for row in taken]

@@ -8,7 +8,7 @@ WHERE (shard, user_id, batch_id) IN %(keys)s;
 -- name: lock_uses
 -- The same, locked, so that transactions which take uses of the same user follow one another.
 SELECT shard, user_id, batch_id, ordinal FROM batch_use FORCE INDEX (PRIMARY)
-WHERE (shard, user_id, batch_id) IN %(keys)s ORDER BY shard, user_id, batch_id, ordinal FOR UPDATE;
+WHERE (shard, user_id, batch_id) IN %(keys)s ORDER BY shard, user_id, batch_id FOR UPDATE;
 
 -- name: insert_uses
 -- Takes uses; a duplicate key means that another transaction took the same number first.

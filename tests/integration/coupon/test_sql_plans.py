@@ -383,9 +383,10 @@ def test_a_list_of_keys_is_a_row_constructor_with_its_index_forced() -> None:
 def test_rows_are_locked_in_the_order_of_their_keys() -> None:
     for name, sql in QUERIES.items():
         if re.search(r"FOR UPDATE|SHARE MODE", sql) and "IN %(" in sql:
-            assert re.search(r"ORDER BY shard(, (coupon_id|user_id|batch_id))? (FOR UPDATE|LOCK IN SHARE MODE)", sql), (
-                name
-            )
+            assert re.search(
+                r"ORDER BY shard(, (coupon_id|user_id|user_id, batch_id|batch_id))? (FOR UPDATE|LOCK IN SHARE MODE)",
+                sql,
+            ), name
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, LIST])
