@@ -1,10 +1,10 @@
 """Finds the best combination of coupons: branch and bound, level by level, in three nested parts.
 
 **Regimes** (`_Regimes`). A minimum that looks at the remaining amount may be missed because of coupons of lower levels.
-For each such coupon it is decided first whether its minimum shall be kept. Of coupons of one level and one scope that
-is a chain: who keeps one minimum keeps all smaller ones. Keeping puts a floor under what lower levels leave of the
-scope; not keeping leaves the coupon out. Every combination belongs to a regime, since the coupons in it have met their
-minimums; so the best of all regimes is the best of all.
+So it is decided first which of these coupons are used. Those of one level and one scope form a chain in the order of
+their minimums: none of it is used, or one of it is the last that is. The last one must then be used, which leaves out
+what it excludes and puts a floor under what lower levels leave of the scope; those before it may be used, those after
+it may not. Every combination belongs to exactly one regime, so the best of all regimes is the best of all.
 
 **The walk** (`_Walk`) goes through the combinations of one regime: a node is a set of coupons that were taken, its
 branches take one later coupon each, so that every combination is one node and no combination is two. Taking is
@@ -45,7 +45,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coupon_svc.domain.deduction import taken_minor
@@ -351,10 +351,20 @@ class _Best:
             self.minor, self.chosen = minor, tuple(sorted(chosen))
 
 
-class _Regimes:
-    """Decides which minimums that may be missed shall be kept; each choice, a regime, is then searched by itself.
+@dataclass(frozen=True, slots=True)
+class _Regime:
+    """What was decided for the first `chain` chains: items left out, items that must be used, and floors."""
 
-    Items of one level and one scope form a chain: keeping one keeps all with a smaller minimum.
+    chain: int
+    out: int
+    must: int
+    floors: tuple[_Floor, ...]
+
+
+class _Regimes:
+    """Decides of items whose minimum may be missed which are used; each choice, a regime, is then searched by itself.
+
+    Items of one level and one scope form a chain, in the order of their minimums: decided is which of it is the last.
     """
 
     def __init__(self, board: _Board, best: _Best) -> None:
@@ -372,26 +382,28 @@ class _Regimes:
     def search(self) -> None:
         """Searches every regime that may hold a better combination, the most promising first."""
         caps = tuple(_Floor(len(self._board.levels), scope, 0) for scope in self._board.tight)
-        self._choose(0, 0, caps, self._bound(0, caps))
+        self._choose(_Regime(0, 0, 0, caps), self._bound(0, caps))
 
-    def _choose(self, chain: int, out: int, floors: tuple[_Floor, ...], bound: int) -> None:
+    def _choose(self, regime: _Regime, bound: int) -> None:
         self._best.nodes += 1
         if self._best.ended or bound <= self._best.minor:
             return
-        if chain == len(self._chains):
-            _Walk(self._board, self._best, out, floors).walk()
+        if regime.chain == len(self._chains):
+            _Walk(self._board, self._best, regime).walk()
             return
-        members = self._chains[chain]
-        branches = []
-        for kept in range(len(members) + 1):
-            dropped = out | sum(1 << at for at in members[kept:])
-            raised = floors
-            if kept:
-                last = self._board.items[members[kept - 1]]
-                raised = (*floors, _Floor(last.level, last.scope, last.minimum))
-            branches.append((self._bound(dropped, raised), dropped, raised))
-        for promise, dropped, raised in sorted(branches, key=lambda branch: -branch[0]):
-            self._choose(chain + 1, dropped, raised, promise)
+        branches = [(self._bound(each.out, each.floors), each) for each in self._branches(regime)]
+        for promise, branch in sorted(branches, key=lambda each: -each[0]):
+            self._choose(branch, promise)
+
+    def _branches(self, regime: _Regime) -> Iterator[_Regime]:
+        """What can become of the next chain: none of it is used, or one is the last that is."""
+        items, members = self._board.items, self._chains[regime.chain]
+        yield _Regime(regime.chain + 1, regime.out | sum(1 << at for at in members), regime.must, regime.floors)
+        for used, at in enumerate(members, start=1):
+            if not regime.out >> at & 1:
+                out = regime.out | items[at].enemies | sum(1 << other for other in members[used:])
+                floor = _Floor(items[at].level, items[at].scope, items[at].minimum)
+                yield _Regime(regime.chain + 1, out, regime.must | 1 << at, (*regime.floors, floor))
 
     def _bound(self, out: int, floors: Sequence[_Floor]) -> int:
         """The most that can be taken without the items in `out` and above the floors."""
@@ -453,10 +465,12 @@ class _Clique:
 class _Walk:
     """The search within one regime."""
 
-    def __init__(self, board: _Board, best: _Best, out: int, floors: Sequence[_Floor]) -> None:
+    def __init__(self, board: _Board, best: _Best, regime: _Regime) -> None:
+        out, floors = regime.out, regime.floors
         self._board = board
         self._best = best
         self._floors = floors
+        self._must = regime.must
         self._cliques = [
             [
                 _Clique(members, board, floors, level)
@@ -599,6 +613,8 @@ class _Walk:
         """Takes the best of each clique of the last level, when nothing else matters."""
         self._best.nodes += 1
         tops = [max(clique.members, key=wants.__getitem__) for clique in self._cliques[level]]
+        if any(self._must >> at & 1 and not wants[at] for at in tops):
+            return
         total = state.taken + sum([wants[at] for at in tops])
         if total > self._best.minor:
             self._best.offer(total, [*self._chosen, *(at for at in tops if wants[at])])
@@ -710,11 +726,13 @@ class _Walk:
             if place == len(frame.order):
                 break
             at = frame.order[place]
-            if state.barred >> at & 1:
-                continue
+            must = self._must >> at & 1
             amount = min(frame.wants[at], state.scopes[board.items[at].scope])
-            if amount:
+            if amount and not state.barred >> at & 1:
                 self._take(frame, place, amount, state)
+            if must:
+                # Without it, this combination belongs to another regime.
+                return
         if frame.level + 1 < len(self._cliques):
             self._enter(frame.level + 1, state)
 
