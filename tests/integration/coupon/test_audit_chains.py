@@ -34,7 +34,7 @@ def of_chain(verdict: Verdict, chain_id: str) -> list[tuple[str, int]]:
 
 async def test_a_batchs_chain_is_verified_by_its_id(world: World) -> None:
     batch_id = await world.batch(gift_card())
-    for scope in (batch_pb2.BLOCK_SCOPE_CLAIM, batch_pb2.BLOCK_SCOPE_UNSPECIFIED):
+    for scope in (batch_pb2.BLOCK_SCOPE_CLAIM, batch_pb2.BLOCK_SCOPE_BOTH):
         await world.block(batch_id, scope)
     shard = int(batch_id) % 128
     verdict = await verify(world.one, coupon_id=batch_id)
