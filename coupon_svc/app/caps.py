@@ -24,6 +24,8 @@ from meshkit.mysql_errors import CommitOutcomeUnknown, DatabaseError, Deadlock, 
 # A slice that could not be refilled is asked about again after this long: refunds may have given something back.
 DRY_MS = 1_000
 MAX_REMEMBERED = 10_000
+# Others may spend what was just leased; near the end of a cap, slices are small and many want them.
+MAX_REFILLS = 32
 
 
 class SliceShort(Exception):
@@ -39,13 +41,14 @@ class SliceShort(Exception):
 class Tally:
     """What one run of a group takes from caps.
 
-    `left` holds what is left of the locked slices, those where refusing may be needed; `cut_off` the batches whose cap
-    could not be asked for more.
+    `left` holds what is left of the locked slices, those where refusing may be needed; `dry` the batches whose cap had
+    nothing more to lease, `cut_off` those of them whose cap could not be asked.
     """
 
     holder: int
     uses: dict[UseKey, set[int]]
     left: dict[str, int]
+    dry: frozenset[str]
     cut_off: frozenset[str]
     spent: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     taken: list[Use] = field(default_factory=list)
@@ -72,7 +75,8 @@ class Tally:
         if batch.caps.spend_cap_minor is None:
             return
         total = self.spent[batch.batch_id] + deduction_minor
-        if total > self.left.get(batch.batch_id, total):
+        # Where the batch may have more to lease, nothing is refused: `settle` finds out whether the slice suffices.
+        if batch.batch_id in self.dry and total > self.left.get(batch.batch_id, total):
             if batch.batch_id in self.cut_off:
                 raise MeshError("UNAVAILABLE", part="mysql")
             raise spend_cap_reached(batch, deduction_minor)
@@ -134,7 +138,7 @@ class CapKeeper:
         dry = {each: cut_off for each in capped_ids if (cut_off := self._dryness(holder, each)) is not None}
         locked = capped_ids & (careful | dry.keys())
         left = dict(await self._book.lock_left(unit, holder, locked)) if locked else {}
-        return Tally(holder, uses, left, frozenset(each for each, cut_off in dry.items() if cut_off))
+        return Tally(holder, uses, left, frozenset(dry), frozenset(each for each, cut_off in dry.items() if cut_off))
 
     async def settle(self, unit: Unit, tally: Tally | None) -> None:
         """Writes what was taken.
@@ -201,7 +205,7 @@ class CapKeeper:
         return found
 
     async def _lease(self, batch: Batch, holder: int, wanted_minor: int) -> bool:
-        """Makes the slice hold what is wanted; False when it can't."""
+        """Makes the slice hold what is wanted, for a moment; False when the cap has no more to lease."""
         for _ in range(MAX_RUNS):
             held = await self._book.slice_of(holder, batch.batch_id)
             if held.left_minor >= wanted_minor:
@@ -211,7 +215,8 @@ class CapKeeper:
                 return False
             # An earlier grant may have come first, and not be enough: look again.
             await self._raise(batch, holder, granted)
-        return False
+        # Others spend it as fast as it is leased; that does not make the cap dry.
+        return True
 
     async def _grant(self, batch: Batch, holder: int, held: Slice, wanted_minor: int) -> int:
         """What is granted to the holder in all afterwards; a grant that did not reach its slice yet comes first."""

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from coupon_svc.app.batches import BatchCache
-from coupon_svc.app.caps import CapKeeper, SliceShort
+from coupon_svc.app.caps import MAX_REFILLS, CapKeeper, SliceShort
 from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.app.coupon_steps import CouponSteps
 from coupon_svc.app.ports import Call, Clock, Ids, TransactionRow
-from coupon_svc.app.requests import MAX_RUNS, run_once
+from coupon_svc.app.requests import run_once
 from coupon_svc.app.reservation_ports import ReservationKey, ReservationStore, ReservationUnit, TransactionLine
 from coupon_svc.app.reservation_steps import Outcome, hold_facts
 from coupon_svc.domain.batch import BlockScope
@@ -74,7 +74,7 @@ class ConfirmReservation:
             MeshError: the reasons that ConfirmReservation lists in the contract.
         """
         careful: frozenset[str] = frozenset()
-        for _ in range(MAX_RUNS):
+        for _ in range(MAX_REFILLS):
             try:
                 return await self._run(command, careful)
             except SliceShort as short:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from coupon_svc.app.batches import BatchCache
-from coupon_svc.app.caps import CapKeeper, SliceShort, Tally
+from coupon_svc.app.caps import MAX_REFILLS, CapKeeper, SliceShort, Tally
 from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.app.holds import without_stale_holds
 from coupon_svc.app.ports import (
@@ -176,7 +176,7 @@ class ConsumeCoupon:
                 await self._commit([entry for entry in held if not entry.done], tokens)
             finally:
                 await self._locks.release({key: token for key, token in tokens.items() if token is not None})
-        except (DatabaseUnavailable, CommitOutcomeUnknown) as error:
+        except (DatabaseUnavailable, CommitOutcomeUnknown, SliceShort) as error:
             _fail(entries, MeshError("UNAVAILABLE", part="mysql"), error)
 
     async def _answer_recorded(self, entries: Sequence[_Entry]) -> list[_Entry]:
@@ -234,15 +234,21 @@ class ConsumeCoupon:
             fences,
         )
         careful: frozenset[str] = frozenset()
-        for run in range(MAX_RUNS):
+        runs = refills = 0
+        while True:
             try:
                 async with self._store.unit(entries[0].item.facts.shard) as unit:
                     effects = await self._apply(unit, entries, knowledge, careful)
-            except (DuplicateKey, Deadlock, CommitOutcomeUnknown, SliceShort) as error:
-                if run == MAX_RUNS - 1:
+            except SliceShort as short:
+                refills += 1
+                if refills == MAX_REFILLS:
                     raise
-                if isinstance(error, SliceShort):
-                    careful |= await self._caps.refill(error, knowledge.batches)
+                careful |= await self._caps.refill(short, knowledge.batches)
+                continue
+            except (DuplicateKey, Deadlock, CommitOutcomeUnknown):
+                runs += 1
+                if runs == MAX_RUNS:
+                    raise
                 continue
             for entry, answer in effects.answers:
                 _answer(entry, answer)

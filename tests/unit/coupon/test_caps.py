@@ -40,7 +40,8 @@ async def test_a_group_whose_batches_have_no_caps_costs_no_statement() -> None:
 
 
 def tally(*, used: set[int] | None = None, left: dict[str, int] | None = None, cut_off: bool = False) -> Tally:
-    return Tally(0, {KEY: used or set()}, left or {}, frozenset({"b"} if cut_off else set()))
+    dry = frozenset({"b"})
+    return Tally(0, {KEY: used or set()}, left or {}, dry, dry if cut_off else frozenset())
 
 
 def refused(of: Tally, caps: Caps, deduction_minor: int = 1) -> MeshError:
@@ -91,6 +92,12 @@ def test_a_deduction_that_does_not_fit_whole_is_refused_and_takes_no_use() -> No
     assert of.taken == []
     of.take(batch(caps), KEY, deduction_minor=100, transaction_id="TX")
     assert dict(of.spent) == {"b": 100}
+
+
+def test_nothing_is_refused_while_the_batch_may_have_more_to_lease() -> None:
+    of = Tally(0, {}, {"b": 100}, frozenset(), frozenset())
+    of.take(batch(Caps(spend_cap_minor=1_000)), KEY, deduction_minor=101, transaction_id="TX")
+    assert dict(of.spent) == {"b": 101}
 
 
 def test_a_user_without_uses_left_spends_nothing() -> None:
