@@ -237,7 +237,7 @@ async def test_an_explanation_names_every_check_that_fails_and_what_would_help(w
     )
     assert first.reason == reply.failures[1].reason
 
-    await world.block(coupon.batch_id, batch_pb2.BLOCK_SCOPE_UNSPECIFIED)
+    await world.block(coupon.batch_id, batch_pb2.BLOCK_SCOPE_NONE)
     good = quote_pb2.ExplainCouponRequest(
         code=coupon.code,
         user_id=user_id,
