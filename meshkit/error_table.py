@@ -20,7 +20,10 @@ REASON_PREFIX = "ERROR_REASON_"
 # gRPC peers drop trailers above 8 KiB, and base64 adds a third; these bounds keep the largest status near 5 KB.
 MAX_VALUE_BYTES = 128
 MAX_METADATA_ENTRIES = 8
-MAX_VIOLATIONS = 8
+MAX_VIOLATIONS = 64
+MAX_VIOLATIONS_BYTES = 2_400
+# What a repeated message costs beside itself: its tag and its length.
+_FRAMING_BYTES = 3
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -128,10 +131,14 @@ class ErrorTable:
             retry = error_details_pb2.RetryInfo()
             retry.retry_delay.FromMilliseconds(spec.retry_after_ms)
             _pack(status, retry)
-        fields = [
-            error_details_pb2.BadRequest.FieldViolation(field=_cut(field), description=_cut(problem))
-            for field, problem in list(violations)[:MAX_VIOLATIONS]
-        ]
+        fields = []
+        room = MAX_VIOLATIONS_BYTES
+        for field, problem in list(violations)[:MAX_VIOLATIONS]:
+            each = error_details_pb2.BadRequest.FieldViolation(field=_cut(field), description=_cut(problem))
+            room -= each.ByteSize() + _FRAMING_BYTES
+            if room < 0:
+                break
+            fields.append(each)
         if fields:
             _pack(status, error_details_pb2.BadRequest(field_violations=fields))
         return WireStatus(_CODES[spec.code], english, status.SerializeToString(deterministic=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +11,13 @@ from coupon_svc.app.activate import ActivateCommand, ActivateCoupon
 from coupon_svc.app.consume import ConsumeCommand, ConsumeCoupon
 from coupon_svc.app.directory import CouponDirectory
 from coupon_svc.app.freezing import Freezing
-from coupon_svc.app.import_codes import ImportCodes, ImportLine
-from coupon_svc.app.issue import IssueCoupons
 from coupon_svc.app.ports import StoredCoupon
 from coupon_svc.app.reading import CouponView, Page, Reading, mask
 from coupon_svc.app.refunds import Refunds
 from coupon_svc.domain.terms import Terms
 from coupon_svc.servicer import responses
 from coupon_svc.servicer.freeze import FreezeRpcs
+from coupon_svc.servicer.issuing import IssuingRpcs, IssuingUseCases
 from coupon_svc.servicer.refund import RefundRpcs
 from coupon_svc.servicer.requests import CallReader, amount_minor
 from coupon_svc.servicer.reservations import ReservationServicer, ReservationUseCases
@@ -38,8 +36,7 @@ class CouponUseCases:
     """What the service calls."""
 
     directory: CouponDirectory
-    issue: IssueCoupons
-    import_codes: ImportCodes
+    issuing: IssuingUseCases
     activate: ActivateCoupon
     consume: ConsumeCoupon
     reading: Reading
@@ -48,39 +45,18 @@ class CouponUseCases:
     refunds: Refunds
 
 
-class CouponServicer(ReservationServicer, FreezeRpcs, RefundRpcs, CouponServiceServicer):
+class CouponServicer(IssuingRpcs, ReservationServicer, FreezeRpcs, RefundRpcs, CouponServiceServicer):
     """Coupons over their life."""
 
     def __init__(self, use_cases: CouponUseCases, calls: CallReader) -> None:
         """One use case per RPC."""
         ReservationServicer.__init__(self, use_cases.directory, use_cases.reservations, calls)
         self._do = use_cases
+        self._issuing = use_cases.issuing
         self._calls = calls
         self._freezing = use_cases.freezing
         self._reading = use_cases.reading
         self._refunds = use_cases.refunds
-
-    async def IssueCoupons(self, request: pb.IssueCouponsRequest, context: _Context) -> pb.IssueCouponsResponse:
-        """See the contract."""
-        issued = await self._do.issue(
-            self._calls.read(request, request.request_id),
-            batch_id=request.batch_id,
-            user_id=request.user_id if request.HasField("user_id") else None,
-            quantity=request.quantity,
-        )
-        return pb.IssueCouponsResponse(
-            coupons=[pb.IssuedCoupon(coupon_id=coupon.coupon_id, code=coupon.code) for coupon in issued]
-        )
-
-    async def ImportCodes(self, request: pb.ImportCodesRequest, context: _Context) -> pb.ImportCodesResponse:
-        """See the contract."""
-        response = await self._do.import_codes(
-            self._calls.read(request, request.request_id),
-            batch_id=request.batch_id,
-            lines=[ImportLine(line.code, line.user_id if line.HasField("user_id") else None) for line in request.codes],
-            encode=_imported,
-        )
-        return pb.ImportCodesResponse.FromString(response)
 
     async def ActivateCoupon(self, request: pb.ActivateCouponRequest, context: _Context) -> pb.ActivateCouponResponse:
         """See the contract."""
@@ -151,7 +127,3 @@ class CouponServicer(ReservationServicer, FreezeRpcs, RefundRpcs, CouponServiceS
         page = Page(request.page_size or DEFAULT_EVENTS_PER_PAGE, request.page_token)
         rows, token = await self._do.reading.journal(request.coupon_id, page)
         return pb.ListAuditEventsResponse(events=[*map(responses.audit_event_message, rows)], next_page_token=token)
-
-
-def _imported(coupon_ids: Sequence[str]) -> bytes:
-    return pb.ImportCodesResponse(coupon_ids=coupon_ids).SerializeToString(deterministic=True)

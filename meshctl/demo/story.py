@@ -15,6 +15,7 @@ from couponmesh.type.v1 import money_pb2
 from meshctl.demo.calls import Grpc, Rest, UnexpectedReplyError, expect
 from meshctl.demo.people import MERCHANT, Step, Tokens, cny
 from meshctl.demo.story_freeze import FreezeChapter
+from meshctl.demo.story_jobs import JobChapter
 from meshctl.demo.story_refunds import RefundChapter
 from meshctl.demo.story_reservations import ReservationChapter
 
@@ -69,6 +70,7 @@ class Story:
             *ReservationChapter(self._rest, self._tokens).steps(),
             *FreezeChapter(self._rest, self._tokens).steps(),
             *RefundChapter(self._rest, self._tokens).steps(),
+            *JobChapter(self._rest, self._tokens).steps(),
         ]
         for number, (title, step) in enumerate(steps, start=1):
             self._console.rule(f"[bold]{number}. {title}", align="left")

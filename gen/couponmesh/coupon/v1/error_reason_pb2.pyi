@@ -656,6 +656,45 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
           }
         }
     """
+    ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 80
+    """No job has this id.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "JOB_NOT_FOUND",
+          "domain": "couponmesh",
+          "metadata": {
+            "job_id": "0123456789012345678"
+          }
+        }
+    """
+    ERROR_REASON_JOB_NOT_DONE: _ErrorReason.ValueType  # 81
+    """The job is still under way, so what it makes cannot be exported yet.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "JOB_NOT_DONE",
+          "domain": "couponmesh",
+          "metadata": {
+            "job_id": "0123456789012345678"
+          }
+        }
+    """
+    ERROR_REASON_TOO_MANY_JOBS: _ErrorReason.ValueType  # 82
+    """The caller has as many jobs under way as it may have.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "TOO_MANY_JOBS",
+          "domain": "couponmesh",
+          "metadata": {
+            "limit": "20"
+          }
+        }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reasons that coupon_svc gives in google.rpc.ErrorInfo.reason (domain
@@ -1293,6 +1332,45 @@ Example of an ErrorInfo:
       "domain": "couponmesh",
       "metadata": {
         "batch_id": "0123456789012345678"
+      }
+    }
+"""
+ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 80
+"""No job has this id.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "JOB_NOT_FOUND",
+      "domain": "couponmesh",
+      "metadata": {
+        "job_id": "0123456789012345678"
+      }
+    }
+"""
+ERROR_REASON_JOB_NOT_DONE: ErrorReason.ValueType  # 81
+"""The job is still under way, so what it makes cannot be exported yet.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "JOB_NOT_DONE",
+      "domain": "couponmesh",
+      "metadata": {
+        "job_id": "0123456789012345678"
+      }
+    }
+"""
+ERROR_REASON_TOO_MANY_JOBS: ErrorReason.ValueType  # 82
+"""The caller has as many jobs under way as it may have.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "TOO_MANY_JOBS",
+      "domain": "couponmesh",
+      "metadata": {
+        "limit": "20"
       }
     }
 """
