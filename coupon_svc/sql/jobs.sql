@@ -153,7 +153,7 @@ WHERE mark_time < %(before)s ORDER BY mark_time LIMIT %(limit)s;
 -- name: batch_coupons_of_shard
 -- Coupons of a batch in one shard. One that got its lasting id since shows under that one.
 SELECT coupon_id, shard, user_id, batch_id, terms_id, status, CAST(balance * 100 AS SIGNED), expires_at, version, last_hash,
-  code_sealed, bound_user_id, bound_coupon_id, bound_by, create_time
+  CAST(held * 100 AS SIGNED), holds, hold_expires_at, code_sealed, bound_user_id, bound_coupon_id, bound_by, create_time
 FROM coupon_info FORCE INDEX (idx_batch)
 WHERE shard = %(shard)s AND batch_id = %(batch_id)s AND coupon_id > %(above)s
   AND (bound_coupon_id IS NULL OR status = 1)
@@ -162,7 +162,7 @@ ORDER BY coupon_id LIMIT %(limit)s;
 -- name: batch_coupons_of_shards
 -- Coupons of a batch in some shards, shard by shard. One that got its lasting id since shows under that one.
 SELECT coupon_id, shard, user_id, batch_id, terms_id, status, CAST(balance * 100 AS SIGNED), expires_at, version, last_hash,
-  code_sealed, bound_user_id, bound_coupon_id, bound_by, create_time
+  CAST(held * 100 AS SIGNED), holds, hold_expires_at, code_sealed, bound_user_id, bound_coupon_id, bound_by, create_time
 FROM coupon_info FORCE INDEX (idx_batch)
 WHERE shard IN %(shards)s AND batch_id = %(batch_id)s AND (bound_coupon_id IS NULL OR status = 1)
 ORDER BY shard, coupon_id LIMIT %(limit)s;

@@ -11,11 +11,12 @@ from couponmesh.coupon.v1 import cashier_service_pb2 as cashiers
 from couponmesh.coupon.v1 import coupon_service_pb2 as coupons
 from couponmesh.coupon.v1 import job_pb2
 from tests.integration.coupon.contract import assert_as_the_contract_says
-from tests.integration.coupon.test_import import code, importing, there, until_lengths_are_known
+from tests.integration.coupon.test_import import code, importing, there
 from tests.integration.coupon.test_jobs import LOST, TAKEN, until_ended, until_under_way
 from tests.integration.coupon.world import (
     SHARDS,
     Caller,
+    CouponProcess,
     Refusal,
     World,
     eventually,
@@ -34,6 +35,16 @@ def consume(text: str, till: Caller) -> cashiers.ConsumeRequest:
     return cashiers.ConsumeRequest(coupon_code=text, merchant_id=till.merchant_id, amount=1.0)
 
 
+async def until_known(process: CouponProcess, text: str, till: Caller) -> None:
+    """Waits until a process takes codes of a length that was imported for the first time."""
+
+    async def known() -> bool:
+        (result,) = await outcomes([process.call(consume(text, till), till)])
+        return not isinstance(result, Refusal)
+
+    await eventually(known, timeout_s=2.0)
+
+
 async def test_a_file_with_header_becomes_one_coupon_a_line_in_both_databases(world: World) -> None:
     batch_id, till, owner = await world.batch(gift_card(), total_quantity=1_200), world.cashier(), world.user(9)
     texts = [code() for _ in range(1_200)]
@@ -50,7 +61,8 @@ async def test_a_file_with_header_becomes_one_coupon_a_line_in_both_databases(wo
     assert sum(user_id == owner for _, _, user_id in rows) == 400
     assert {shard < SHARDS // 2 for _, shard, user_id in rows if not user_id} == {True, False}
     world.books.assert_agree(rows[0][0])
-    await until_lengths_are_known(world, texts[0])
+    for process in world.both:
+        await until_known(process, texts[0], world.cashier())
     assert (await world.two.call(consume(texts[0], till), till)).deduction.amount_minor == 100
     assert (await refusal(world.one.call(consume(texts[1], till), till))).reason == "COUPON_UNACTIVATED"
     assert world.books.everywhere("SELECT 1 FROM job_lines WHERE job_id = %s", job.job_id) == []

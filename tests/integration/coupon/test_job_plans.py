@@ -36,8 +36,9 @@ _FILLED = {
     "code_index": f"seq MOD 128, 'k1', UNHEX(LPAD(HEX(seq), 64, '0')), {_ID}, REPEAT('1', 19), REPEAT('m', 32)",
     "batch_draw": f"seq MOD 128, {_ID}, 'c', 'r', REPEAT('h', 32), 1, '2026-01-01'",
     "request_record": "seq MOD 128, 'c', LPAD(seq, 12, '0'), REPEAT('h', 32), 'x', '2026-01-01', '2026-01-01'",
-    "coupon_info": f"seq MOD 128, {_ID}, 0, 0, 1, LPAD(seq MOD 20, 19, '0'), REPEAT('2', 19), '2099-01-01', 1, "
-    "REPEAT('h', 32), '', NULL, NULL, NULL, '2026-01-01'",
+    "coupon_info (shard, coupon_id, user_id, balance, status, batch_id, terms_id, expires_at, version, last_hash, "
+    "code_sealed, create_time)": f"seq MOD 128, {_ID}, 0, 0, 1, LPAD(seq MOD 20, 19, '0'), REPEAT('2', 19), "
+    "'2099-01-01', 1, REPEAT('h', 32), '', '2026-01-01'",
 }
 
 
@@ -105,7 +106,7 @@ async def filled(stores: PrivateStack) -> AsyncIterator[Database]:
         async with database.snapshot(timeout_s=60) as session:
             for table, values in _FILLED.items():
                 await session.execute(f"INSERT INTO {table} SELECT {values} FROM seq_1_to_{ROWS}")
-                await session.fetch_all(f"ANALYZE TABLE {table}")
+                await session.fetch_all(f"ANALYZE TABLE {table.split()[0]}")
             await session.execute("INSERT INTO code_counter SELECT seq, 8, 0 FROM seq_0_to_127")
         yield database
 
