@@ -96,18 +96,6 @@ class CouponConfig(ServiceConfig):
     recall_settle_s: Annotated[float, Field(ge=0, le=3_600)] = 15.0
     """The longest that issuing can be under way; a recall looks once more after that."""
 
-    job_lease_ms: Annotated[int, Field(ge=500, le=600_000)] = 5_000
-    """How long a job waits for its process before another one takes it over."""
-
-    job_poll_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
-    """About how often is looked for jobs that nobody runs."""
-
-    activation_sweep_every_s: Annotated[float, Field(ge=0.05, le=3_600)] = 5.0
-    """About how often is looked for activations whose process died."""
-
-    activation_grace_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 10_000
-    """What an activation may take before another process completes it."""
-
     @field_validator("code_keyring", "audit_keyring")
     @classmethod
     def _is_a_keyring(cls, value: SecretStr) -> SecretStr:

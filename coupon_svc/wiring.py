@@ -6,18 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from coupon_svc.adapters.code_book import KeyedCodeBook
-from coupon_svc.adapters.line_seal import KeyedLineSeal
 from coupon_svc.adapters.mysql_accounts import MysqlAccounts
 from coupon_svc.adapters.mysql_audit import MysqlAuditStore
 from coupon_svc.adapters.mysql_caps import MysqlCaps
 from coupon_svc.adapters.mysql_expiry import MysqlDueCoupons
-from coupon_svc.adapters.mysql_exports import MysqlExports
-from coupon_svc.adapters.mysql_jobs import MysqlJobs
-from coupon_svc.adapters.mysql_marks import MysqlMarks
 from coupon_svc.adapters.mysql_recall import MysqlRecalls
 from coupon_svc.adapters.mysql_refunds import MysqlRefunds
 from coupon_svc.adapters.mysql_reservations import MysqlReservations
@@ -25,7 +20,6 @@ from coupon_svc.adapters.mysql_store import MysqlStore
 from coupon_svc.adapters.risk_client import GrpcRiskGate
 from coupon_svc.adapters.root_files import RootFiles
 from coupon_svc.app.activate import ActivateCoupon
-from coupon_svc.app.activation_sweep import ActivationSweep
 from coupon_svc.app.anchor_roots import JOB as ROOTS_JOB
 from coupon_svc.app.anchor_roots import AnchorRoots
 from coupon_svc.app.audit_events import AuditEvents
@@ -36,19 +30,13 @@ from coupon_svc.app.confirm import ConfirmReservation
 from coupon_svc.app.consume import ConsumeCoupon, ConsumeLimits
 from coupon_svc.app.directory import CouponDirectory
 from coupon_svc.app.expiry import ExpirySweep
-from coupon_svc.app.export_codes import ExportCodes
 from coupon_svc.app.freezing import Freezing
 from coupon_svc.app.giving_back import GiveBack
 from coupon_svc.app.hold_sweep import JOB as HOLD_SWEEP
 from coupon_svc.app.hold_sweep import HoldSweep
 from coupon_svc.app.import_codes import ImportCodes
-from coupon_svc.app.import_job import ImportJob
 from coupon_svc.app.issue import IssueCoupons
-from coupon_svc.app.issue_job import IssueJob, ReturnDraw
-from coupon_svc.app.issuing import CouponMaker
-from coupon_svc.app.jobs import JobRunner, Jobs
 from coupon_svc.app.minting import Mint
-from coupon_svc.app.ports import Clock, Ids
 from coupon_svc.app.purge import PurgeRecords
 from coupon_svc.app.quoting import Quoting
 from coupon_svc.app.reading import Reading
@@ -59,18 +47,14 @@ from coupon_svc.app.reverse import ReverseTransaction
 from coupon_svc.app.sweeping import Sweeping
 from coupon_svc.app.verify_audit import VerifyAuditTrail
 from coupon_svc.config import CouponConfig
-from coupon_svc.domain.job import Job, JobKind
-from coupon_svc.domain.journal import Sign
 from coupon_svc.servicer.batch_service import BatchServicer
 from coupon_svc.servicer.cashier_service import CashierServicer
 from coupon_svc.servicer.coupon_service import CouponServicer, CouponUseCases
-from coupon_svc.servicer.issuing import IssuingUseCases
 from coupon_svc.servicer.requests import CallReader
 from coupon_svc.servicer.reservations import ReservationUseCases
 from couponmesh.coupon.v1.batch_service_pb2_grpc import add_BatchServiceServicer_to_server
 from couponmesh.coupon.v1.cashier_service_pb2_grpc import add_CashierServiceServicer_to_server
 from couponmesh.coupon.v1.coupon_service_pb2_grpc import add_CouponServiceServicer_to_server
-from meshkit import logs
 from meshkit.channel import open_channel
 from meshkit.codes import CodeFormat
 from meshkit.crypto import Keyring
@@ -110,13 +94,8 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
             )
         )
         channel = await stack.enter_async_context(open_channel(config.risk_target, config.service_name, telemetry))
-        risk = GrpcRiskGate(
-            channel,
-            deadline_s=config.risk_deadline_ms / 1000,
-            observe_absence=telemetry.counter(
-                "coupon_risk_absent_total", "Calls to risk_svc that were not answered in time."
-            ).inc,
-        )
+        absences = telemetry.counter("coupon_risk_absent_total", "Calls to risk_svc that were not answered in time.")
+        risk = GrpcRiskGate(channel, deadline_s=config.risk_deadline_ms / 1000, observe_absence=absences.inc)
 
         store = MysqlStore(
             databases,
@@ -124,8 +103,10 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
             record_retention_days=config.record_retention_days,
         )
         await store.learn_epochs()
-        code_keys = Keyring.parse(config.code_keyring.get_secret_value())
-        codes = KeyedCodeBook(CodeFormat(bytes.fromhex(config.code_key.get_secret_value())), code_keys)
+        codes = KeyedCodeBook(
+            CodeFormat(bytes.fromhex(config.code_key.get_secret_value())),
+            Keyring.parse(config.code_keyring.get_secret_value()),
+        )
         audit = Keyring.parse(config.audit_keyring.get_secret_value())
         groups = telemetry.histogram(
             "coupon_consume_group_size", "Consumes that shared a transaction.", buckets=GROUP_SIZE_BUCKETS
@@ -140,7 +121,6 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
         directory = CouponDirectory(store, codes, risk, clock)
         stack.push_async_callback(directory.close)
         timeout_s = config.mysql_timeout_ms / 1000
-        job_store = MysqlJobs(store, databases, timeout_s=timeout_s)
         caps = CapKeeper(store, MysqlCaps(databases, timeout_s=timeout_s), clock)
         consume = ConsumeCoupon(
             store=store,
@@ -160,6 +140,9 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
             observe_group=groups.observe,
         )
         stack.push_async_callback(consume.close)
+        purged = telemetry.counter("coupon_records_purged_total", "Request records removed after their retention.")
+        purge = PurgeRecords(store, clock, every_s=config.purge_every_s, observe=purged.inc)
+        await stack.enter_async_context(_background(purge.run(), name="purge-records"))
         reservations = MysqlReservations(store, timeout_s=config.mysql_timeout_ms / 1000)
         released = telemetry.counter("coupon_holds_released_total", "Holds released after their time was over.")
         hold_sweep = HoldSweep(
@@ -195,29 +178,23 @@ async def build(config: CouponConfig, telemetry: Telemetry) -> AsyncIterator[Seq
             await stack.enter_async_context(_background(election.run(sweeping.run), name=f"sweep-{name}"))
         refund_book = MysqlRefunds(databases, timeout_s=config.mysql_timeout_ms / 1000)
         audits = await stack.enter_async_context(_auditing(config, telemetry, databases, zookeeper))
-        parts = _Parts(
-            config=config,
-            telemetry=telemetry,
-            databases=databases,
-            store=store,
-            jobs=job_store,
-            directory=directory,
-            batches=batches,
-            mint=mint,
-            codes=codes,
-            code_keys=code_keys,
-            audit=audit,
-            ids=ids,
-            sign=sign,
-            clock=clock,
-        )
-        await _purge(stack, parts)
-        issuing, activate = await _issuing(stack, parts)
         calls = CallReader(config.trusted_context_clients)
         use_cases = CouponUseCases(
             directory=directory,
-            issuing=issuing,
-            activate=activate,
+            issue=IssueCoupons(store=store, batches=batches, mint=mint, codes=codes, ids=ids, clock=clock),
+            import_codes=ImportCodes(
+                store=store, directory=directory, batches=batches, mint=mint, codes=codes, ids=ids, clock=clock
+            ),
+            activate=ActivateCoupon(
+                store=store,
+                directory=directory,
+                batches=batches,
+                mint=mint,
+                codes=codes,
+                ids=ids,
+                sign=sign,
+                clock=clock,
+            ),
             consume=consume,
             reservations=ReservationUseCases(
                 reserve=ReserveCoupons(
@@ -312,141 +289,6 @@ async def _auditing(
         yield _Audits(store, VerifyAuditTrail(store, macs, verify_root=keys.verify, archive=archive))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """What the parts of the service share."""
-
-    config: CouponConfig
-    telemetry: Telemetry
-    databases: Databases
-    store: MysqlStore
-    jobs: MysqlJobs
-    directory: CouponDirectory
-    batches: BatchCache
-    mint: Mint
-    codes: KeyedCodeBook
-    code_keys: Keyring
-    audit: Keyring
-    ids: Ids
-    sign: Sign
-    clock: Clock
-
-
-async def _purge(stack: AsyncExitStack, parts: _Parts) -> None:
-    """Forgets what is past its retention, until `stack` is closed."""
-    purged = parts.telemetry.counter("coupon_records_purged_total", "Request records removed after their retention.")
-    purge = PurgeRecords(
-        parts.store, parts.clock, every_s=parts.config.purge_every_s, observe=purged.inc, jobs=parts.jobs
-    )
-    await stack.enter_async_context(_background(purge.run(), name="purge-records"))
-
-
-async def _issuing(stack: AsyncExitStack, parts: _Parts) -> tuple[IssuingUseCases, ActivateCoupon]:
-    """What brings coupons into being, with the jobs and sweeps that run behind it until `stack` is closed."""
-
-    def sign_export(data: bytes) -> tuple[str, bytes]:
-        return parts.audit.mac("code-export", data)
-
-    timeout_s = parts.config.mysql_timeout_ms / 1000
-    marks = MysqlMarks(parts.databases, timeout_s=timeout_s)
-    exports = MysqlExports(parts.databases, sign_export, timeout_s=timeout_s)
-    seal = KeyedLineSeal(parts.code_keys)
-    maker = CouponMaker(
-        store=parts.store,
-        jobs=parts.jobs,
-        batches=parts.batches,
-        mint=parts.mint,
-        codes=parts.codes,
-        ids=parts.ids,
-        clock=parts.clock,
-    )
-    return_draw = ReturnDraw(parts.store, parts.jobs, parts.clock)
-    job_events = parts.telemetry.counter("coupon_job_runs_total", "Runs of jobs by what came of them.", ["event"])
-    runner = JobRunner(
-        store=parts.store,
-        jobs=parts.jobs,
-        handlers={
-            JobKind.ISSUE: IssueJob(
-                store=parts.store,
-                jobs=parts.jobs,
-                batches=parts.batches,
-                maker=maker,
-                return_draw=return_draw,
-                clock=parts.clock,
-            ),
-            JobKind.IMPORT: ImportJob(
-                store=parts.store,
-                jobs=parts.jobs,
-                seal=seal,
-                batches=parts.batches,
-                mint=parts.mint,
-                codes=parts.codes,
-                ids=parts.ids,
-                return_draw=return_draw,
-                clock=parts.clock,
-            ),
-        },
-        lease_ms=parts.config.job_lease_ms,
-        poll_s=parts.config.job_poll_s,
-        observe=lambda event: job_events.labels(event).inc(),
-        report_defect=_report_job,
-    )
-    stack.push_async_callback(runner.close)
-    await stack.enter_async_context(_background(runner.run(), name="jobs"))
-    jobs = Jobs(parts.store, parts.jobs, runner, parts.clock)
-    activate = ActivateCoupon(
-        store=parts.store,
-        marks=marks,
-        directory=parts.directory,
-        batches=parts.batches,
-        mint=parts.mint,
-        codes=parts.codes,
-        ids=parts.ids,
-        sign=parts.sign,
-        clock=parts.clock,
-    )
-    completed = parts.telemetry.counter(
-        "coupon_activations_completed_total", "Activations completed for dead processes."
-    )
-    sweep = ActivationSweep(
-        store=parts.store,
-        marks=marks,
-        activate=activate,
-        clock=parts.clock,
-        every_s=parts.config.activation_sweep_every_s,
-        grace_ms=parts.config.activation_grace_ms,
-        observe=completed.inc,
-        report=_report_activation,
-    )
-    await stack.enter_async_context(_background(sweep.run(), name="activation-sweep"))
-    issuing = IssuingUseCases(
-        IssueCoupons(
-            store=parts.store,
-            exports=exports,
-            batches=parts.batches,
-            maker=maker,
-            jobs=jobs,
-            codes=parts.codes,
-            ids=parts.ids,
-            clock=parts.clock,
-        ),
-        ImportCodes(
-            store=parts.store,
-            job_store=parts.jobs,
-            jobs=jobs,
-            seal=seal,
-            directory=parts.directory,
-            batches=parts.batches,
-            codes=parts.codes,
-            ids=parts.ids,
-            clock=parts.clock,
-        ),
-        ExportCodes(store=parts.store, exports=exports, jobs=parts.jobs, codes=parts.codes, clock=parts.clock),
-        jobs,
-    )
-    return issuing, activate
-
-
 @asynccontextmanager
 async def _background(work: Coroutine[None, None, None], *, name: str) -> AsyncIterator[None]:
     task = asyncio.create_task(work, name=name)
@@ -455,14 +297,6 @@ async def _background(work: Coroutine[None, None, None], *, name: str) -> AsyncI
     finally:
         task.cancel()
         await asyncio.wait([task])
-
-
-def _report_job(job: Job, defect: BaseException) -> None:
-    logs.logger("coupon_svc.jobs").error("job_failed", job_id=job.job_id, **logs.describe(defect))
-
-
-def _report_activation(coupon_id: str, defect: BaseException) -> None:
-    logs.logger("coupon_svc.jobs").error("activation_failed", coupon_id=coupon_id, **logs.describe(defect))
 
 
 def _now_ms() -> int:

@@ -20,10 +20,7 @@ REASON_PREFIX = "ERROR_REASON_"
 # gRPC peers drop trailers above 8 KiB, and base64 adds a third; these bounds keep the largest status near 5 KB.
 MAX_VALUE_BYTES = 128
 MAX_METADATA_ENTRIES = 8
-MAX_VIOLATIONS = 64
-MAX_VIOLATIONS_BYTES = 2_400
-# What a repeated message costs beside itself: its tag and its length.
-_FRAMING_BYTES = 3
+MAX_VIOLATIONS = 8
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -133,13 +130,7 @@ class ErrorTable:
             retry = error_details_pb2.RetryInfo()
             retry.retry_delay.FromMilliseconds(spec.retry_after_ms)
             _pack(status, retry)
-        fields = []
-        room = MAX_VIOLATIONS_BYTES
-        for each in map(_field_violation, violations[:MAX_VIOLATIONS]):
-            room -= each.ByteSize() + _FRAMING_BYTES
-            if room < 0:
-                break
-            fields.append(each)
+        fields = [_field_violation(each) for each in violations[:MAX_VIOLATIONS]]
         if fields:
             _pack(status, error_details_pb2.BadRequest(field_violations=fields))
         return WireStatus(_CODES[spec.code], english, status.SerializeToString(deterministic=True))

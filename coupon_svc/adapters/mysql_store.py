@@ -12,6 +12,7 @@ from coupon_svc.adapters.mysql_unit import MysqlUnit, recorded, unreleased_holds
 from coupon_svc.app.ports import (
     CodeKey,
     CouponFacts,
+    IndexedCode,
     Recorded,
     RequestKey,
     StoredCoupon,
@@ -107,9 +108,21 @@ class MysqlStore:
 
     async def find_codes(self, keys: Sequence[CodeKey]) -> Mapping[CodeKey, str]:
         """See `Store.find_codes`."""
-        params = {"keys": sorted(map(tuple, keys))}
-        rows = await self.read(self._databases.of(keys[0].shard), "find_open_codes", params)
-        return {CodeKey(*row[:3]): row[3] for row in rows}
+        return {key: entry.coupon_id for key, entry in (await self.code_makers(keys)).items()}
+
+    async def code_makers(self, keys: Sequence[CodeKey]) -> Mapping[CodeKey, IndexedCode]:
+        """See `Store.code_makers`."""
+        rows = await self.read(self._databases.of(keys[0].shard), "find_codes", {"keys": sorted(map(tuple, keys))})
+        return {CodeKey(*row[:3]): mysql_rows.indexed_code(row) for row in rows}
+
+    async def drop_codes(self, keys: Sequence[CodeKey], made_by: bytes) -> None:
+        """See `Store.drop_codes`."""
+        async with self._databases.of(keys[0].shard).transaction(timeout_s=self._timeout_s) as tx:
+            for key in sorted(keys):
+                await tx.execute(
+                    self._queries["drop_code"],
+                    {"shard": key.shard, "key_id": key.key_id, "code_hmac": key.mac, "made_by": made_by},
+                )
 
     async def imported_lengths(self) -> set[int]:
         """See `Store.imported_lengths`."""

@@ -46,11 +46,6 @@ class MysqlUnit:
         self._epochs = epochs
         self._retention_ms = record_retention_days * _DAY_MS
 
-    @property
-    def transaction(self) -> Transaction:
-        """The transaction, for the statements of a theme that has an adapter of its own."""
-        return self._tx
-
     async def fence(self, shards: set[int]) -> set[int]:
         """See `Unit.fence`."""
         rows = await self._tx.fetch_all(self._queries["hold_shards"], {"shards": sorted(shards)})

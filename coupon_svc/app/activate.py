@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from coupon_svc.app.batches import BatchCache
 from coupon_svc.app.directory import CouponDirectory
 from coupon_svc.app.issue import request_digest
-from coupon_svc.app.job_ports import MarkStore
 from coupon_svc.app.minting import Mint, journal_step
 from coupon_svc.app.ports import (
     Binding,
@@ -57,7 +56,6 @@ class ActivateCoupon:
         self,
         *,
         store: Store,
-        marks: MarkStore,
         directory: CouponDirectory,
         batches: BatchCache,
         mint: Mint,
@@ -68,7 +66,6 @@ class ActivateCoupon:
     ) -> None:
         """All adapters arrive here."""
         self._store = store
-        self._marks = marks
         self._directory = directory
         self._batches = batches
         self._mint = mint
@@ -103,14 +100,6 @@ class ActivateCoupon:
         if answer is None:
             raise MeshError("COUPON_ALREADY_ACTIVATED", coupon_id=binding.coupon_id)
         return answer
-
-    async def complete(self, coupon_id: str) -> None:
-        """Finishes the activation of an unactivated coupon whose process died after the mark."""
-        stored = await self._store.get_coupon(coupon_id)
-        if stored is None or stored.binding is None:
-            raise LookupError(f"coupon {coupon_id} is noted as being activated, but has no mark")
-        await self._insert(stored, stored.binding, None)
-        await self._close(stored, stored.binding)
 
     async def _marked(self, command: ActivateCommand, coupon_id: str, *, may_mark: bool) -> StoredCoupon:
         """The unactivated coupon with a mark on it: the one found there, or a new one for this command."""
@@ -162,7 +151,6 @@ class ActivateCoupon:
         await unit.bind_coupon(coupon.shard, coupon_id, binding)
         await unit.update_coupons([VersionedUpdate.follow(coupon, coupon, row)])
         await unit.append_journal([row])
-        await self._marks.note_mark(unit, coupon.shard, coupon_id, now_ms)
 
     async def _insert(self, stored: StoredCoupon, binding: Binding, command: ActivateCommand | None) -> bytes | None:
         """Adds the coupon under its lasting id unless it is there; `command` is given when the mark is its own."""
@@ -211,7 +199,6 @@ class ActivateCoupon:
         async with self._store.unit(shard) as unit:
             await refuse_moved(unit, {shard})
             current = await unit.lock_stored(shard, stored.coupon.coupon_id)
-            await self._marks.drop_mark(unit, shard, stored.coupon.coupon_id)
             if current is None or current.coupon.status is not CouponStatus.UNACTIVATED:
                 return
             row = journal_step(

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from coupon_svc.app.caps import CapKeeper, Undone
 from coupon_svc.app.caps_ports import UseKey
 from coupon_svc.app.coupon_steps import CouponSteps, StepFacts
-from coupon_svc.app.issue import request_digest
-from coupon_svc.app.issuing import LONG_CODES_PER_SHARD, SHORT_CODE_LENGTH, SHORT_CODES_PER_SHARD
+from coupon_svc.app.issue import LONG_CODES_PER_SHARD, SHORT_CODE_LENGTH, SHORT_CODES_PER_SHARD, request_digest
 from coupon_svc.app.minting import Mint
 from coupon_svc.app.ports import Call, Clock, CodeBook, Ids, IndexedCode, TransactionRow, Unit
 from coupon_svc.app.refund_ports import RefundBook, RefundedPart, RefundRow

@@ -1,36 +1,52 @@
 """Takes over codes that another system made: all lines of a request or none.
 
-Every import is a job, so that a process that dies in between leaves nothing half done: another one completes it or
-takes it back. A call with few lines waits for its job; one with a file is answered with it.
+The lines of one request may belong to several databases, so it runs in steps that a retry finds and completes: draw
+from the batch, claim the codes in the index (which decides who owns a code), add the coupons, record the answer. A code
+whose coupon was not added yet answers as unknown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from coupon_svc.app.batches import BatchCache
 from coupon_svc.app.directory import CouponDirectory
-from coupon_svc.app.import_job import pack_lines
-from coupon_svc.app.issue import EncodeJob, refuse_closed, refuse_exhausted
-from coupon_svc.app.job_ports import JobStore, LineSeal
-from coupon_svc.app.jobs import Jobs
-from coupon_svc.app.line_check import LineCheck, LinesRefused
-from coupon_svc.app.pace import Pace
-from coupon_svc.app.ports import Call, Clock, CodeBook, Ids, Store
-from coupon_svc.app.requests import replay
-from coupon_svc.domain.batch import Batch
-from coupon_svc.domain.import_lines import ImportLine, LineError, csv_lines
-from coupon_svc.domain.job import CHUNK, Job, JobKind, JobPhase, JobState
-from coupon_svc.domain.routing import home_shard
-from meshkit.errors import InvalidFields, MeshError
+from coupon_svc.app.issue import draw_from_batch, request_digest
+from coupon_svc.app.minting import Mint
+from coupon_svc.app.ports import Call, Clock, CodeBook, CodeKey, Ids, IndexedCode, Store, Unit
+from coupon_svc.app.requests import refuse_moved, replay, run_once
+from coupon_svc.domain.batch import Batch, BlockScope
+from coupon_svc.domain.journal import JournalKind
+from coupon_svc.domain.routing import home_shard, id_shard, mac_shard, user_shard
+from meshkit.errors import MeshError
+from meshkit.mysql_errors import DuplicateKey
 
-MAX_LINES = 100_000
-# How often a call looks whether the job that it waits for has ended.
-LOOK_EVERY_S = 0.02
-# What an error status can hold of the lines of a failed job.
-_MAX_REPORTED = 64
+
+@dataclass(frozen=True, slots=True)
+class ImportLine:
+    """One code of another system; without a user it stays unactivated."""
+
+    code: str
+    user_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line with what was decided about it; `number` counts from 1."""
+
+    number: int
+    code: str
+    normal: str
+    user_id: int
+    index: IndexedCode
+
 
 Encode = Callable[[Sequence[str]], bytes]
+_Item = TypeVar("_Item")
 
 
 class ImportCodes:
@@ -40,22 +56,18 @@ class ImportCodes:
         self,
         *,
         store: Store,
-        job_store: JobStore,
-        jobs: Jobs,
-        seal: LineSeal,
         directory: CouponDirectory,
         batches: BatchCache,
+        mint: Mint,
         codes: CodeBook,
         ids: Ids,
         clock: Clock,
     ) -> None:
         """All adapters arrive here."""
         self._store = store
-        self._job_store = job_store
-        self._jobs = jobs
-        self._seal = seal
         self._directory = directory
         self._batches = batches
+        self._mint = mint
         self._codes = codes
         self._ids = ids
         self._clock = clock
@@ -64,97 +76,139 @@ class ImportCodes:
         """Imports all lines and gives the encoded reply.
 
         Raises:
-            MeshError: BATCH_NOT_FOUND, BATCH_BLOCKED, BATCH_EXHAUSTED, COUPON_EXPIRED, IDEMPOTENCY_KEY_REUSED.
-            LinesRefused: lines are wrong.
-        """
-        key = call.key(home_shard(call.caller))
-        earlier = (await self._store.recorded([key])).get(key)
-        if earlier is None:
-            batch = await self._admit(batch_id, len(lines))
-            errors = await self._check(lines)
-            if errors:
-                raise LinesRefused(errors, len(errors))
-            job_id = await self._create(call, batch, lines, direct=True, encode=_job_id)
-        else:
-            job_id = replay(earlier, key, call.request_hash)
-        job = await self._jobs.ended(job_id.decode(), look_every_s=LOOK_EVERY_S)
-        if job.state is JobState.FAILED:
-            raise await self._refusal(job)
-        self._directory.learn_imported_lengths({len(self._codes.normalise(line.code)) for line in lines})
-        return encode(await self._jobs.coupons(job.job_id, job.chunks))
-
-    async def validate(self, *, batch_id: str, lines: Sequence[ImportLine]) -> Sequence[LineError]:
-        """What is wrong with which line; changes nothing.
-
-        Raises:
-            MeshError: BATCH_NOT_FOUND, BATCH_BLOCKED, BATCH_EXHAUSTED, COUPON_EXPIRED.
-        """
-        await self._admit(batch_id, len(lines))
-        return await self._check(lines)
-
-    async def by_job(self, call: Call, *, batch_id: str, csv: str, encode: EncodeJob) -> bytes:
-        """Makes a job that imports a file, and gives the encoded reply.
-
-        Raises:
-            MeshError: BATCH_NOT_FOUND, BATCH_BLOCKED, BATCH_EXHAUSTED, COUPON_EXPIRED, TOO_MANY_JOBS,
-                VALIDATION_FAILED, IDEMPOTENCY_KEY_REUSED.
+            MeshError: BATCH_NOT_FOUND, BATCH_BLOCKED, BATCH_EXHAUSTED, COUPON_EXPIRED, CODE_ALREADY_EXISTS,
+                CODE_DUPLICATED, ACCOUNT_FROZEN, IDEMPOTENCY_KEY_REUSED.
         """
         key = call.key(home_shard(call.caller))
         earlier = (await self._store.recorded([key])).get(key)
         if earlier is not None:
             return replay(earlier, key, call.request_hash)
-        lines: list[ImportLine] = []
-        pace = Pace()
-        for line in csv_lines(csv):
-            lines.append(line)
-            await pace.breathe()
-        if not 0 < len(lines) <= MAX_LINES:
-            raise InvalidFields([("csv", f"must have 1 to {MAX_LINES} lines, but has {len(lines)}")])
-        batch = await self._admit(batch_id, len(lines))
-        await self._jobs.refuse_too_many(call.caller)
-        return await self._create(call, batch, lines, direct=False, encode=encode)
-
-    async def _admit(self, batch_id: str, quantity: int) -> Batch:
         batch = await self._batches.batch(batch_id)
-        await refuse_closed(self._batches, batch, self._clock())
-        refuse_exhausted(batch, quantity)
-        return batch
+        planned = self._plan(call, batch, lines)
+        await self._admit(batch, planned)
+        await self._refuse_known(planned)
+        await draw_from_batch(self._store, call, batch, len(planned), self._clock)
+        claimed = await self._claim(planned)
+        await self._add_coupons(call, batch, claimed)
+        self._directory.learn_imported_lengths({len(line.normal) for line in claimed})
 
-    async def _check(self, lines: Sequence[ImportLine]) -> list[LineError]:
-        return await LineCheck(self._store, self._job_store, self._codes, made_by=b"").check(lines)
+        async def answer(_unit: Unit) -> bytes:
+            return encode([line.index.coupon_id for line in claimed])
 
-    async def _create(
-        self, call: Call, batch: Batch, lines: Sequence[ImportLine], *, direct: bool, encode: EncodeJob
-    ) -> bytes:
-        job_id = f"{self._ids.next(home_shard(call.caller)):019d}"
-        sealed = []
-        pace = Pace()
-        for chunk, first in enumerate(range(0, len(lines), CHUNK)):
-            sealed.append(self._seal.seal_lines(pack_lines(lines[first : first + CHUNK]), job_id, chunk))
-            await pace.breathe()
-        job = Job(
-            job_id=job_id,
-            kind=JobKind.IMPORT,
-            phase=JobPhase.CHECK,
-            direct=direct,
-            batch_id=batch.batch_id,
-            caller=call.caller,
-            request_id=call.request_id,
-            request_hash=call.request_hash,
-            trace_id=call.trace_id,
-            total_count=len(lines),
-            create_time_ms=self._clock(),
-        )
-        return await self._jobs.create(call, job, sealed, encode=encode)
+        return await run_once(self._store, key, call.request_hash, self._clock, answer)
 
-    async def _refusal(self, job: Job) -> MeshError:
-        errors = await self._jobs.line_errors(job.job_id, above_line=0, limit=_MAX_REPORTED)
-        if errors:
-            return LinesRefused(errors, job.line_error_count)
-        if job.error is None:
-            raise LookupError(f"job {job.job_id} failed without saying why")
-        return MeshError(job.error.reason, **job.error.metadata)
+    def _plan(self, call: Call, batch: Batch, lines: Sequence[ImportLine]) -> list[_Line]:
+        made_by = request_digest(call)
+        planned: list[_Line] = []
+        seen: set[str] = set()
+        for number, line in enumerate(lines, start=1):
+            normal = self._codes.normalise(line.code)
+            if normal in seen:
+                raise MeshError("CODE_DUPLICATED", line=str(number))
+            seen.add(normal)
+            key_id, mac = self._codes.mac(normal)
+            shard = mac_shard(mac)
+            coupon_shard = shard if line.user_id is None else user_shard(line.user_id)
+            coupon_id = f"{self._ids.next(coupon_shard):019d}"
+            index = IndexedCode(shard, key_id, mac, coupon_id, batch.batch_id, made_by)
+            planned.append(_Line(number, line.code, normal, line.user_id or 0, index))
+        return planned
 
+    async def _admit(self, batch: Batch, lines: Sequence[_Line]) -> None:
+        batch.refuse_when_blocked(BlockScope.CLAIM)
+        terms = await self._batches.terms_of(batch)
+        now_ms = self._clock()
+        terms.refuse_when_over(batch_id=batch.batch_id, now_ms=now_ms)
+        users = {(user_shard(line.user_id), line.user_id) for line in lines if line.user_id}
+        for group in self._by_database(users, lambda user: user[0]):
+            for _, user_id in await self._store.ensure_accounts(set(group), now_ms):
+                raise MeshError("ACCOUNT_FROZEN", user_id=str(user_id))
 
-def _job_id(job: Job) -> bytes:
-    return job.job_id.encode()
+    async def _refuse_known(self, lines: Sequence[_Line]) -> None:
+        """Refuses a code that any live key, or our own code space, already knows."""
+        places: dict[CodeKey, _Line] = {}
+        for line in lines:
+            native_shard = self._codes.native_shard(line.normal)
+            for key_id, mac in self._codes.macs(line.normal):
+                places[CodeKey(mac_shard(mac), key_id, mac)] = line
+                if native_shard is not None:
+                    places[CodeKey(native_shard, key_id, mac)] = line
+        known = [
+            places[key].number
+            for group in self._by_database(places, lambda key: key.shard)
+            for key, entry in (await self._store.code_makers(group)).items()
+            if entry.made_by != places[key].index.made_by
+        ]
+        if known:
+            raise MeshError("CODE_ALREADY_EXISTS", line=str(min(known)))
+
+    async def _claim(self, lines: Sequence[_Line]) -> list[_Line]:
+        """Claims every code for this request, or none. Lines that an earlier try claimed keep their coupon id."""
+        by_key = {CodeKey(line.index.shard, line.index.key_id, line.index.mac): line for line in lines}
+        groups = self._by_database(by_key, lambda key: key.shard)
+        claimed: dict[CodeKey, _Line] = {}
+        for group in groups:
+            for key, entry in (await self._claim_in_database(group, by_key)).items():
+                line = by_key[key]
+                if entry.made_by != line.index.made_by:
+                    await asyncio.gather(*(self._store.drop_codes(each, line.index.made_by) for each in groups))
+                    raise MeshError("CODE_ALREADY_EXISTS", line=str(line.number))
+                claimed[key] = replace(line, index=entry)
+        return [claimed[key] for key in by_key]
+
+    async def _claim_in_database(
+        self, keys: Sequence[CodeKey], lines: dict[CodeKey, _Line]
+    ) -> dict[CodeKey, IndexedCode]:
+        known = dict(await self._store.code_makers(keys))
+        fresh = [lines[key].index for key in keys if key not in known]
+        if fresh:
+            try:
+                async with self._store.unit(keys[0].shard) as unit:
+                    await refuse_moved(unit, {key.shard for key in keys})
+                    await unit.index_codes(fresh)
+                    await unit.note_imported_lengths({(key.shard, len(lines[key].normal)) for key in keys})
+            except DuplicateKey:
+                pass  # Somebody claimed one in between; the index says who.
+            known = dict(await self._store.code_makers(keys))
+        return known
+
+    async def _add_coupons(self, call: Call, batch: Batch, lines: Sequence[_Line]) -> None:
+        terms = await self._batches.terms_of(batch)
+        origin = call.origin(self._clock())
+        for group in self._by_database(lines, lambda line: id_shard(line.index.coupon_id)):
+            shards = {id_shard(line.index.coupon_id) for line in group}
+            try:
+                async with self._store.unit(min(shards)) as unit:
+                    await refuse_moved(unit, shards)
+                    # Their owners were let in; whoever freezes one meanwhile waits, and finds the coupon there.
+                    await unit.frozen_accounts(
+                        {(user_shard(line.user_id), line.user_id) for line in group if line.user_id}
+                    )
+                    keys = {(id_shard(line.index.coupon_id), line.index.coupon_id) for line in group}
+                    present = await unit.existing_coupons(keys)
+                    minted = [
+                        self._mint.mint(
+                            coupon_id=line.index.coupon_id,
+                            shard=id_shard(line.index.coupon_id),
+                            user_id=line.user_id,
+                            batch_id=batch.batch_id,
+                            terms_id=batch.terms_id,
+                            terms=terms,
+                            code=line.code,
+                            kind=JournalKind.IMPORTED,
+                            origin=origin,
+                        )
+                        for line in group
+                        if line.index.coupon_id not in present
+                    ]
+                    if minted:
+                        await unit.insert_coupons([coupon.stored for coupon in minted])
+                        await unit.append_journal([coupon.journal for coupon in minted])
+            except DuplicateKey:
+                continue  # A twin of this request added them in the meantime.
+
+    def _by_database(self, items: Iterable[_Item], shard_of: Callable[[_Item], int]) -> list[list[_Item]]:
+        groups: dict[str, list[_Item]] = defaultdict(list)
+        for item in items:
+            groups[self._store.database_of(shard_of(item))].append(item)
+        return list(groups.values())

@@ -1,24 +1,25 @@
-"""Issues coupons of a batch: a few at once, to a user or as unactivated codes, and many by a job."""
+"""Issues coupons of a batch: to a user, or as unactivated codes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coupon_svc.app.batches import BatchCache
-from coupon_svc.app.issuing import CouponMaker, Order
-from coupon_svc.app.job_ports import ExportStore
-from coupon_svc.app.jobs import Jobs
-from coupon_svc.app.ports import Call, Clock, CodeBook, Ids, RequestKey, Store
-from coupon_svc.app.requests import refuse_moved, replay
+from coupon_svc.app.minting import Mint, Minted
+from coupon_svc.app.ports import Call, Clock, CodeBook, Ids, IndexedCode, Store, Unit
+from coupon_svc.app.requests import refuse_moved, run_once
 from coupon_svc.domain.batch import Batch, BlockScope
-from coupon_svc.domain.job import Job, JobKind, JobPhase
-from coupon_svc.domain.routing import home_shard, id_shard, spread_shard, user_shard
+from coupon_svc.domain.journal import JournalKind
+from coupon_svc.domain.routing import SHARDS, id_shard, spread_shard, user_shard
 from meshkit.errors import MeshError
 
-# More than this many are issued by a job.
-MAX_AT_ONCE = 1_000
+# At most 300,000 live codes of 8 characters per deployment, so that a guess hits one in 10^5; counted per shard.
+SHORT_CODES_PER_SHARD = 300_000 // SHARDS
+SHORT_CODE_LENGTH = 8
+# A 48-bit body is never used up; the bound keeps counters inside it.
+LONG_CODES_PER_SHARD = 1 << 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +30,13 @@ class IssuedCoupon:
     code: str
 
 
-EncodeJob = Callable[[Job], bytes]
-
-
 def request_digest(call: Call) -> bytes:
     """Names the request that made a thing, in 32 bytes."""
     return hashlib.sha256(f"{len(call.caller)}:{call.caller}{call.request_id}".encode()).digest()
 
 
-async def draw_from_batch(store: Store, call: Call, batch: Batch, quantity: int, clock: Clock) -> int:
+async def draw_from_batch(store: Store, call: Call, batch: Batch, quantity: int, clock: Clock) -> None:
     """Takes `quantity` from the batch's total, once per request, before anything is issued: never oversold.
-
-    Returns:
-        What the request holds: less than `quantity` when some was given back since.
 
     Raises:
         MeshError: BATCH_BLOCKED, BATCH_RECALLED, BATCH_EXHAUSTED, IDEMPOTENCY_KEY_REUSED.
@@ -57,57 +52,26 @@ async def draw_from_batch(store: Store, call: Call, batch: Batch, quantity: int,
         if earlier is not None:
             if earlier[0] != call.request_hash:
                 raise MeshError("IDEMPOTENCY_KEY_REUSED", request_id=call.request_id)
-            return earlier[1]
+            return
         # The batch may have been blocked since it was read; whoever blocks it waits for this draw, or is seen here.
         current.refuse_when_blocked(BlockScope.CLAIM)
-        refuse_exhausted(current, quantity)
+        if current.total_quantity is not None:
+            left = current.total_quantity - current.issued_quantity
+            if quantity > left:
+                raise MeshError("BATCH_EXHAUSTED", batch_id=batch.batch_id, left=str(left))
         await unit.draw(batch.batch_id, key, call.request_hash, quantity, clock())
-    return quantity
-
-
-def refuse_exhausted(batch: Batch, quantity: int) -> None:
-    """Refuses to draw more than a batch has left.
-
-    Raises:
-        MeshError: BATCH_EXHAUSTED.
-    """
-    if batch.total_quantity is not None:
-        left = batch.total_quantity - batch.issued_quantity
-        if quantity > left:
-            raise MeshError("BATCH_EXHAUSTED", batch_id=batch.batch_id, left=str(left))
-
-
-async def refuse_closed(batches: BatchCache, batch: Batch, now_ms: int) -> None:
-    """Refuses to issue from a batch that is blocked or over.
-
-    Raises:
-        MeshError: BATCH_BLOCKED, COUPON_EXPIRED.
-    """
-    batch.refuse_when_blocked(BlockScope.CLAIM)
-    (await batches.terms_of(batch)).refuse_when_over(batch_id=batch.batch_id, now_ms=now_ms)
 
 
 class IssueCoupons:
     """The use case."""
 
     def __init__(
-        self,
-        *,
-        store: Store,
-        exports: ExportStore,
-        batches: BatchCache,
-        maker: CouponMaker,
-        jobs: Jobs,
-        codes: CodeBook,
-        ids: Ids,
-        clock: Clock,
+        self, *, store: Store, batches: BatchCache, mint: Mint, codes: CodeBook, ids: Ids, clock: Clock
     ) -> None:
         """All adapters arrive here."""
         self._store = store
-        self._exports = exports
         self._batches = batches
-        self._maker = maker
-        self._jobs = jobs
+        self._mint = mint
         self._codes = codes
         self._ids = ids
         self._clock = clock
@@ -115,76 +79,67 @@ class IssueCoupons:
     async def __call__(
         self, call: Call, *, batch_id: str, user_id: int | None, quantity: int
     ) -> Sequence[IssuedCoupon]:
-        """Issues `quantity` coupons at once: into the user's shard, or as codes into shards picked by the request.
+        """Issues `quantity` coupons: into the user's shard, or all codes into one shard picked by the request.
 
         Raises:
             MeshError: BATCH_NOT_FOUND, BATCH_BLOCKED, BATCH_EXHAUSTED, COUPON_EXPIRED, CODE_SPACE_EXHAUSTED,
                 ACCOUNT_FROZEN, IDEMPOTENCY_KEY_REUSED.
         """
         batch = await self._batches.batch(batch_id)
-        order = Order(
-            caller=call.caller,
-            request_id=call.request_id,
-            request_hash=call.request_hash,
-            made_by=request_digest(call),
-            origin=call.origin(self._clock()),
-            batch=batch,
-            user_id=user_id or 0,
-            shard=spread_shard(call.caller, call.request_id) if user_id is None else user_shard(user_id),
-            quantity=quantity,
-        )
-        if not await self._was_made(order):
-            await self._admit(batch, user_id)
+        shard = spread_shard(call.caller, call.request_id) if user_id is None else user_shard(user_id)
+        key = call.key(shard)
+        if not await self._store.recorded([key]):
+            await self._admit(batch, shard, user_id)
             await draw_from_batch(self._store, call, batch, quantity, self._clock)
-        ids = (await self._maker.make(order)).decode().split(",")
+
+        async def work(unit: Unit) -> bytes:
+            if user_id is not None and await unit.frozen_accounts({(shard, user_id)}):
+                raise MeshError("ACCOUNT_FROZEN", user_id=str(user_id))
+            minted = await self._mint_all(unit, call, batch, shard=shard, user_id=user_id or 0, quantity=quantity)
+            return b",".join(coupon.stored.coupon.coupon_id.encode() for coupon in minted)
+
+        ids = (await run_once(self._store, key, call.request_hash, self._clock, work)).decode().split(",")
         # The record keeps ids only: codes are rebuilt from their ciphertext, for the first reply as for a replay.
-        stored = await self._exports.coupons_by_id(ids)
+        stored = await self._store.get_coupons(shard, ids)
         return [IssuedCoupon(each, self._codes.open(stored[each].code_sealed, each)) for each in ids]
 
-    async def by_job(
-        self, call: Call, *, batch_id: str, user_id: int | None, quantity: int, encode: EncodeJob
-    ) -> bytes:
-        """Makes a job that issues `quantity` coupons, and gives the encoded reply.
-
-        Raises:
-            MeshError: BATCH_NOT_FOUND, BATCH_BLOCKED, BATCH_EXHAUSTED, COUPON_EXPIRED, ACCOUNT_FROZEN, TOO_MANY_JOBS,
-                IDEMPOTENCY_KEY_REUSED.
-        """
-        shard = home_shard(call.caller)
-        key = call.key(shard)
-        earlier = (await self._store.recorded([key])).get(key)
-        if earlier is not None:
-            return replay(earlier, key, call.request_hash)
-        batch = await self._batches.batch(batch_id)
-        await self._admit(batch, user_id)
-        # The job draws; that there is too little left is said at once.
-        refuse_exhausted(batch, quantity)
-        await self._jobs.refuse_too_many(call.caller)
-        job = Job(
-            job_id=f"{self._ids.next(shard):019d}",
-            kind=JobKind.ISSUE,
-            phase=JobPhase.FILL,
-            direct=False,
-            batch_id=batch_id,
-            user_id=user_id or 0,
-            caller=call.caller,
-            request_id=call.request_id,
-            request_hash=call.request_hash,
-            trace_id=call.trace_id,
-            total_count=quantity,
-            create_time_ms=self._clock(),
-        )
-        return await self._jobs.create(call, job, (), encode=encode)
-
-    async def _was_made(self, order: Order) -> bool:
-        for shard in self._maker.places(order):
-            key = RequestKey(shard, order.caller, order.request_id)
-            if await self._store.recorded([key]):
-                return True
-        return False
-
-    async def _admit(self, batch: Batch, user_id: int | None) -> None:
+    async def _admit(self, batch: Batch, shard: int, user_id: int | None) -> None:
+        batch.refuse_when_blocked(BlockScope.CLAIM)
+        terms = await self._batches.terms_of(batch)
         now_ms = self._clock()
-        await refuse_closed(self._batches, batch, now_ms)
-        if user_id is not None and await self._store.ensure_accounts({(user_shard(user_id), user_id)}, now_ms):
+        terms.refuse_when_over(batch_id=batch.batch_id, now_ms=now_ms)
+        if user_id is not None and await self._store.ensure_accounts({(shard, user_id)}, now_ms):
             raise MeshError("ACCOUNT_FROZEN", user_id=str(user_id))
+
+    async def _mint_all(
+        self, unit: Unit, call: Call, batch: Batch, *, shard: int, user_id: int, quantity: int
+    ) -> list[Minted]:
+        short = batch.code_length == SHORT_CODE_LENGTH
+        limit = SHORT_CODES_PER_SHARD if short else LONG_CODES_PER_SHARD
+        first = await unit.lease_codes(shard, batch.code_length, quantity, limit)
+        if first is None:
+            raise MeshError("CODE_SPACE_EXHAUSTED", code_length=str(batch.code_length))
+        terms = await self._batches.terms_of(batch)
+        origin = call.origin(self._clock())
+        made_by = request_digest(call)
+        minted, index = [], []
+        for counter in range(first, first + quantity):
+            code = self._codes.encode(shard, counter, batch.code_length)
+            coupon = self._mint.mint(
+                coupon_id=f"{self._ids.next(shard):019d}",
+                shard=shard,
+                user_id=user_id,
+                batch_id=batch.batch_id,
+                terms_id=batch.terms_id,
+                terms=terms,
+                code=code,
+                kind=JournalKind.ISSUED,
+                origin=origin,
+            )
+            key_id, mac = self._codes.mac(self._codes.normalise(code))
+            minted.append(coupon)
+            index.append(IndexedCode(shard, key_id, mac, coupon.stored.coupon.coupon_id, batch.batch_id, made_by))
+        await unit.insert_coupons([coupon.stored for coupon in minted])
+        await unit.index_codes(index)
+        await unit.append_journal([coupon.journal for coupon in minted])
+        return minted

@@ -250,7 +250,13 @@ class Store(Protocol):
         """Makes sure each (shard, user_id) has an account row; gives the frozen ones."""
 
     async def find_codes(self, keys: Sequence[CodeKey]) -> Mapping[CodeKey, str]:
-        """Coupon ids of indexed codes, all of one database; codes of an import under way are not found."""
+        """Coupon ids of indexed codes, all of one database."""
+
+    async def code_makers(self, keys: Sequence[CodeKey]) -> Mapping[CodeKey, IndexedCode]:
+        """Whole index entries, all of one database."""
+
+    async def drop_codes(self, keys: Sequence[CodeKey], made_by: bytes) -> None:
+        """Takes back index entries that `made_by` made, all of one database."""
 
     async def imported_lengths(self) -> set[int]:
         """Lengths in which codes were imported, over all databases."""

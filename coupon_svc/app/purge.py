@@ -1,4 +1,4 @@
-"""Forgets request records and gates of imports after their time, a chunk at a time, so that no delete is long."""
+"""Forgets request records after their retention, a chunk at a time, so that no delete holds many rows."""
 
 from __future__ import annotations
 
@@ -6,32 +6,20 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from coupon_svc.app.job_ports import JobStore
 from coupon_svc.app.ports import Clock, Store
 from meshkit.mysql_errors import DatabaseError
 
 CHUNK_ROWS = 1_000
 # At most this many chunks in one visit, so that a visit ends and leaves room for consumes.
 MAX_CHUNKS = 100
-# No process that took part in an import sleeps for as long as its gates are kept.
-GATES_KEPT_MS = 30 * 86_400_000
 
 
 class PurgeRecords:
     """Purges the databases now and then; several processes may do so at once."""
 
-    def __init__(
-        self,
-        store: Store,
-        clock: Clock,
-        *,
-        every_s: float,
-        observe: Callable[[int], None],
-        jobs: JobStore | None = None,
-    ) -> None:
-        """`observe` is told how many records a chunk removed; `jobs` has gates to forget."""
+    def __init__(self, store: Store, clock: Clock, *, every_s: float, observe: Callable[[int], None]) -> None:
+        """`observe` is told how many records a chunk removed."""
         self._store = store
-        self._jobs = jobs
         self._clock = clock
         self._every_s = every_s
         self._observe = observe
@@ -44,7 +32,6 @@ class PurgeRecords:
             for database in self._store.databases:
                 try:
                     await self.purge(database)
-                    await self.purge_gates(database)
                 except DatabaseError:
                     continue
 
@@ -55,18 +42,6 @@ class PurgeRecords:
             chunk = await self._store.purge_records(database, self._clock(), CHUNK_ROWS)
             removed += chunk
             self._observe(chunk)
-            if chunk < CHUNK_ROWS:
-                break
-        return removed
-
-    async def purge_gates(self, database: str) -> int:
-        """Removes gates of imports that ended long ago from one database and returns how many."""
-        removed = 0
-        if self._jobs is None:
-            return removed
-        for _ in range(MAX_CHUNKS):
-            chunk = await self._jobs.purge_gates(database, self._clock() - GATES_KEPT_MS, CHUNK_ROWS)
-            removed += chunk
             if chunk < CHUNK_ROWS:
                 break
         return removed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from coupon_svc.app.audit_events import AuditEvents
 from coupon_svc.app.consume import ConsumeCommand, ConsumeCoupon
 from coupon_svc.app.directory import CouponDirectory
 from coupon_svc.app.freezing import Freezing
+from coupon_svc.app.import_codes import ImportCodes, ImportLine
+from coupon_svc.app.issue import IssueCoupons
 from coupon_svc.app.ports import StoredCoupon
 from coupon_svc.app.quoting import Quoting
 from coupon_svc.app.reading import CouponView, Page, Reading, mask
@@ -22,7 +25,6 @@ from coupon_svc.domain.terms import Terms
 from coupon_svc.servicer import responses
 from coupon_svc.servicer.audit import AuditRpcs
 from coupon_svc.servicer.freeze import FreezeRpcs
-from coupon_svc.servicer.issuing import IssuingRpcs, IssuingUseCases
 from coupon_svc.servicer.quote import QuoteRpcs
 from coupon_svc.servicer.refund import RefundRpcs
 from coupon_svc.servicer.requests import CallReader, amount_minor, lines_from
@@ -41,7 +43,8 @@ class CouponUseCases:
     """What the service calls."""
 
     directory: CouponDirectory
-    issuing: IssuingUseCases
+    issue: IssueCoupons
+    import_codes: ImportCodes
     activate: ActivateCoupon
     consume: ConsumeCoupon
     reading: Reading
@@ -53,9 +56,7 @@ class CouponUseCases:
     quoting: Quoting
 
 
-class CouponServicer(
-    IssuingRpcs, ReservationServicer, FreezeRpcs, RefundRpcs, AuditRpcs, QuoteRpcs, CouponServiceServicer
-):
+class CouponServicer(ReservationServicer, FreezeRpcs, RefundRpcs, AuditRpcs, QuoteRpcs, CouponServiceServicer):
     """Coupons over their life."""
 
     def __init__(self, use_cases: CouponUseCases, calls: CallReader) -> None:
@@ -64,12 +65,33 @@ class CouponServicer(
         self._do = use_cases
         self._events = use_cases.audit_events
         self._verify = use_cases.verify_audit
-        self._issuing = use_cases.issuing
         self._calls = calls
         self._freezing = use_cases.freezing
         self._reading = use_cases.reading
         self._refunds = use_cases.refunds
         self._quoting = use_cases.quoting
+
+    async def IssueCoupons(self, request: pb.IssueCouponsRequest, context: _Context) -> pb.IssueCouponsResponse:
+        """See the contract."""
+        issued = await self._do.issue(
+            self._calls.read(request, request.request_id),
+            batch_id=request.batch_id,
+            user_id=request.user_id if request.HasField("user_id") else None,
+            quantity=request.quantity,
+        )
+        return pb.IssueCouponsResponse(
+            coupons=[pb.IssuedCoupon(coupon_id=coupon.coupon_id, code=coupon.code) for coupon in issued]
+        )
+
+    async def ImportCodes(self, request: pb.ImportCodesRequest, context: _Context) -> pb.ImportCodesResponse:
+        """See the contract."""
+        response = await self._do.import_codes(
+            self._calls.read(request, request.request_id),
+            batch_id=request.batch_id,
+            lines=[ImportLine(line.code, line.user_id if line.HasField("user_id") else None) for line in request.codes],
+            encode=_imported,
+        )
+        return pb.ImportCodesResponse.FromString(response)
 
     async def ActivateCoupon(self, request: pb.ActivateCouponRequest, context: _Context) -> pb.ActivateCouponResponse:
         """See the contract."""
@@ -136,3 +158,7 @@ class CouponServicer(
         facts = await (directory.by_code(request.code, call) if request.code else directory.by_id(request.coupon_id))
         response = await self._do.consume(command, facts, deadline=request_context.current().deadline)
         return pb.ConsumeCouponResponse.FromString(response)
+
+
+def _imported(coupon_ids: Sequence[str]) -> bytes:
+    return pb.ImportCodesResponse(coupon_ids=coupon_ids).SerializeToString(deterministic=True)

@@ -148,11 +148,10 @@ VALUES (%(shard)s, %(key_id)s, %(code_hmac)s, %(coupon_id)s, %(batch_id)s, %(mad
 SELECT shard, key_id, code_hmac, coupon_id, batch_id, made_by FROM code_index FORCE INDEX (PRIMARY)
 WHERE (shard, key_id, code_hmac) IN %(keys)s;
 
--- name: find_open_codes
--- Entries of the code index but those of imports that are still under way.
-SELECT i.shard, i.key_id, i.code_hmac, i.coupon_id, i.batch_id, i.made_by FROM code_index i FORCE INDEX (PRIMARY)
-LEFT JOIN import_gate g ON g.shard = i.shard AND g.made_by = i.made_by AND g.state <> 2
-WHERE (i.shard, i.key_id, i.code_hmac) IN %(keys)s AND g.shard IS NULL;
+-- name: drop_code
+-- Takes back an entry that an import made before it was refused.
+DELETE FROM code_index
+WHERE shard = %(shard)s AND key_id = %(key_id)s AND code_hmac = %(code_hmac)s AND made_by = %(made_by)s;
 
 -- name: note_imported_lengths
 -- Notes lengths of imported codes.

@@ -16,7 +16,6 @@ from meshctl.demo.calls import Grpc, Rest, UnexpectedReplyError, expect
 from meshctl.demo.people import MERCHANT, Step, Tokens, cny
 from meshctl.demo.story_audit import AuditChapter
 from meshctl.demo.story_freeze import FreezeChapter
-from meshctl.demo.story_jobs import JobChapter
 from meshctl.demo.story_quote import QuoteChapter
 from meshctl.demo.story_refunds import RefundChapter
 from meshctl.demo.story_reservations import ReservationChapter
@@ -83,7 +82,6 @@ class Story:
                 stack=self._stack,
                 card_id=lambda: self._card_id,
             ).steps(),
-            *JobChapter(self._rest, self._tokens).steps(),
         ]
         for number, (title, step) in enumerate(steps, start=1):
             self._console.rule(f"[bold]{number}. {title}", align="left")

@@ -115,28 +115,6 @@ async def import_codes(world: World) -> Mutation:
     return Mutation(request, other, world.operator(), lambda: issued_together(world, batch_id, quantity=3))
 
 
-async def issue_by_a_job(world: World) -> Mutation:
-    batch_id = await world.batch(gift_card(), total_quantity=2_002)
-    request = coupons.IssueCouponsRequest(request_id=request_id(), batch_id=batch_id, quantity=1_001)
-    return Mutation(
-        request, with_(request, quantity=1_002), world.operator(), lambda: jobs_of(world, request.request_id)
-    )
-
-
-async def import_by_a_job(world: World) -> Mutation:
-    batch_id = await world.batch(gift_card())
-    request = coupons.ImportCodesRequest(
-        request_id=request_id(), batch_id=batch_id, csv=f"IMPORT-{request_id()[:10]},{world.user()}\n"
-    )
-    return Mutation(
-        request, with_(request, csv="IMPORT-OTHER"), world.operator(), lambda: jobs_of(world, request.request_id)
-    )
-
-
-def jobs_of(world: World, request: str) -> int:
-    return len(world.books.everywhere("SELECT 1 FROM job WHERE request_id = %s", request))
-
-
 def issued_together(world: World, batch_id: str, *, quantity: int) -> int:
     """How often `quantity` coupons were issued from a batch; the batch counts the same as there are."""
     ((counted,),) = world.books.everywhere("SELECT issued_quantity FROM batch WHERE batch_id = %s", batch_id)
@@ -252,8 +230,6 @@ MUTATIONS: list[MakeMutation] = [
     issue_to_a_user,
     issue_codes,
     import_codes,
-    issue_by_a_job,
-    import_by_a_job,
     activate,
     consume,
     consume_by_code,

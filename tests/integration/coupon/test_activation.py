@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -252,89 +251,3 @@ async def test_a_coupon_that_is_only_marked_cannot_be_consumed_yet(world: World,
     await world.one.call(request, Caller("the-same", ("operator",)))
     for process in world.both:
         await process.call(consume(issued.code, till), till)
-
-
-# --- killed, and nobody asks again ---
-
-
-async def completed(world: World, issued: coupons.IssuedCoupon, user_id: int) -> None:
-    """Waits until a sweep has completed the activation, with a process that sweeps often."""
-
-    def closed() -> bool:
-        return world.books.coupon(issued.coupon_id).status == CouponStatus.ACTIVATED
-
-    async with world.further_process(COUPON_ACTIVATION_GRACE_MS="0", COUPON_ACTIVATION_SWEEP_EVERY_S="0.1"):
-        await eventually(closed)
-    assert_finished(world, issued, user_id)
-    assert marks(world, issued) == 0
-
-
-def marks(world: World, issued: coupons.IssuedCoupon) -> int:
-    rows = world.books.everywhere("SELECT 1 FROM activation_mark WHERE coupon_id = %s", issued.coupon_id)
-    return len(rows)
-
-
-@pytest.mark.parametrize("kill", KILLED, ids=lambda kill: kill.__name__)
-async def test_a_sweep_completes_what_a_killed_process_began_for_the_marked_owner(
-    world: World, victim: CouponProcess, kill: object
-) -> None:
-    issued, stranger = await unactivated(world), world.user()
-    request = activate(issued.code, world.user(elsewhere(issued)))
-    await kill(world, victim, issued, request)  # type: ignore[operator]  # one of KILLED
-    assert marks(world, issued) == 1
-
-    await completed(world, issued, request.user_id)
-
-    refused = await refusal(world.one.call(activate(issued.code, stranger), world.operator()))
-    assert_as_the_contract_says(refused, "COUPON_ALREADY_ACTIVATED")
-    assert owned_by(world, stranger) == []
-    # The one whose request it was still learns what became of it.
-    late = await world.two.call(request, Caller("the-same", ("operator",)))
-    assert late.coupon.coupon_id == assert_finished(world, issued, request.user_id)
-
-
-async def test_a_process_killed_before_the_mark_leaves_the_code_to_whoever_comes_first(
-    world: World, victim: CouponProcess
-) -> None:
-    issued, loser, winner = await unactivated(world), world.user(), world.user()
-    with world.books.coupon_held(issued.coupon_id):
-        calling = asyncio.ensure_future(victim.call(activate(issued.code, loser), world.operator()))
-        await world.books.until_waiting(issued.coupon_id)
-        victim.service.kill()
-        assert isinstance((await outcomes([calling]))[0], Refusal)
-    assert marks(world, issued) == 0
-    await world.one.call(activate(issued.code, winner), world.operator())
-    assert_finished(world, issued, winner)
-    assert owned_by(world, loser) == []
-
-
-async def test_sweeps_of_several_processes_and_the_owners_own_retry_complete_an_activation_once(
-    world: World, victim: CouponProcess
-) -> None:
-    # Codes lie in the first database, their owners in the second, of which some shards are held.
-    found = [await unactivated(world) for _ in range(24)]
-    issued = [each for each in found if int(each.coupon_id) % SHARDS < SHARDS // 2][:6]
-    caller = Caller("the-same", ("operator",))
-    requests = [activate(each.code, world.user(elsewhere(each))) for each in issued]
-    held = {request.user_id % SHARDS for request in requests}
-    with contextlib.ExitStack() as stack:
-        for shard in held:
-            stack.enter_context(world.books.shard_held(shard))
-        calls = [asyncio.ensure_future(victim.call(request, caller)) for request in requests]
-        await eventually(lambda: all(marks(world, each) for each in issued))
-        victim.service.kill()
-        await outcomes(calls)
-    often = {"COUPON_ACTIVATION_GRACE_MS": "0", "COUPON_ACTIVATION_SWEEP_EVERY_S": "0.05"}
-    async with world.further_process(**often), world.further_process(**often):
-        replies = await outcomes(world.one.call(request, caller) for request in requests)
-        await eventually(lambda: not any(marks(world, each) for each in issued))
-    assert tally(replies) == {"OK": len(issued)}
-    for each, request in zip(issued, requests, strict=True):
-        assert_finished(world, each, request.user_id)
-
-
-async def test_a_finished_activation_leaves_no_mark(world: World) -> None:
-    issued, user_id = await unactivated(world), world.user()
-    await world.one.call(activate(issued.code, user_id), world.operator())
-    assert_finished(world, issued, user_id)
-    assert marks(world, issued) == 0

@@ -321,7 +321,7 @@ async def test_whichever_commit_was_not_answered_a_mutation_has_happened_once_wh
     number, was_lost = 0, True
     while was_lost:
         number += 1
-        assert number < 16, "a mutation takes only some transactions"
+        assert number < 10, "a mutation takes only some transactions"
         mutation = await make(world)
         with proxied.losing_commit(number) as lost:
             (reply,) = await outcomes([mutation.send(proxied.process)])

@@ -5,7 +5,6 @@ isort:skip_file
 
 from collections import abc as _abc
 from couponmesh.coupon.v1 import coupon_pb2 as _coupon_pb2
-from couponmesh.coupon.v1 import job_pb2 as _job_pb2
 from couponmesh.coupon.v1 import refund_pb2 as _refund_pb2
 from couponmesh.coupon.v1 import reservation_pb2 as _reservation_pb2
 from couponmesh.type.v1 import client_context_pb2 as _client_context_pb2
@@ -43,7 +42,7 @@ class IssueCouponsRequest(_message.Message):
     user_id: _builtins.int
     """The owner; absent makes unactivated codes."""
     quantity: _builtins.int
-    """How many; 1 to 100,000. More than 1,000 are issued by a job."""
+    """How many; 1 to 1,000."""
     def __init__(
         self,
         *,
@@ -64,29 +63,23 @@ Global___IssueCouponsRequest: _TypeAlias = IssueCouponsRequest  # noqa: Y015
 
 @_typing.final
 class IssueCouponsResponse(_message.Message):
-    """Reply of IssueCoupons: the coupons, or the job that makes them."""
+    """Reply of IssueCoupons."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     COUPONS_FIELD_NUMBER: _builtins.int
-    JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def coupons(self) -> _containers.RepeatedCompositeFieldContainer[Global___IssuedCoupon]:
-        """The new coupons, when there are at most 1,000."""
-
-    @_builtins.property
-    def job(self) -> _job_pb2.Job:
-        """The job as it was made, when there are more."""
+        """The new coupons."""
 
     def __init__(
         self,
         *,
         coupons: _abc.Iterable[Global___IssuedCoupon] | None = ...,
-        job: _job_pb2.Job | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coupons", b"coupons", "job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coupons", b"coupons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -127,24 +120,13 @@ class ImportCodesRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     BATCH_ID_FIELD_NUMBER: _builtins.int
     CODES_FIELD_NUMBER: _builtins.int
-    CSV_FIELD_NUMBER: _builtins.int
-    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call repeatable (AIP-155); 1 to 64 visible ASCII characters."""
     batch_id: _builtins.str
     """The batch; 19 digits."""
-    csv: _builtins.str
-    """Up to 100,000 lines "code" or "code,user_id", imported by a job; empty when
-    codes are given. A first line "code" or "code,user_id" is a header. At most
-    3 MiB; the edge takes 256 KiB of REST, so longer files go by gRPC.
-    """
-    validate_only: _builtins.bool
-    """Only checks the lines of `codes` and answers what is wrong with which;
-    nothing is imported.
-    """
     @_builtins.property
     def codes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportedCode]:
-        """Up to 1,000 lines, imported at once; none when csv is given."""
+        """1 to 1,000 codes."""
 
     def __init__(
         self,
@@ -152,12 +134,10 @@ class ImportCodesRequest(_message.Message):
         request_id: _builtins.str = ...,
         batch_id: _builtins.str = ...,
         codes: _abc.Iterable[Global___ImportedCode] | None = ...,
-        csv: _builtins.str = ...,
-        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "codes", b"codes", "csv", b"csv", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "codes", b"codes", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -172,12 +152,11 @@ class ImportedCode(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """The code as printed: 6 to 32 letters, digits and hyphens, beginning and
-    ending with a letter or digit. Case and hyphens do not count when it is
-    looked up.
+    """The code as printed: 6 to 32 letters, digits and hyphens. Case and hyphens
+    do not count when it is looked up.
     """
     user_id: _builtins.int
-    """The owner, above 0; absent imports the code unactivated."""
+    """The owner; absent imports the code unactivated."""
     def __init__(
         self,
         *,
@@ -196,37 +175,23 @@ Global___ImportedCode: _TypeAlias = ImportedCode  # noqa: Y015
 
 @_typing.final
 class ImportCodesResponse(_message.Message):
-    """Reply of ImportCodes: the coupons, or the job that makes them, or what is
-    wrong.
-    """
+    """Reply of ImportCodes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     COUPON_IDS_FIELD_NUMBER: _builtins.int
-    JOB_FIELD_NUMBER: _builtins.int
-    LINE_ERRORS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def coupon_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """One coupon for each line of `codes`, in order."""
-
-    @_builtins.property
-    def job(self) -> _job_pb2.Job:
-        """The job as it was made, for `csv`."""
-
-    @_builtins.property
-    def line_errors(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.LineError]:
-        """With validate_only: what is wrong with which line. Empty when all are right."""
+        """One coupon for each line, in order."""
 
     def __init__(
         self,
         *,
         coupon_ids: _abc.Iterable[_builtins.str] | None = ...,
-        job: _job_pb2.Job | None = ...,
-        line_errors: _abc.Iterable[_job_pb2.LineError] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coupon_ids", b"coupon_ids", "job", b"job", "line_errors", b"line_errors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coupon_ids", b"coupon_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,7 +6,6 @@ import warnings
 from couponmesh.coupon.v1 import audit_pb2 as couponmesh_dot_coupon_dot_v1_dot_audit__pb2
 from couponmesh.coupon.v1 import coupon_service_pb2 as couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2
 from couponmesh.coupon.v1 import freeze_pb2 as couponmesh_dot_coupon_dot_v1_dot_freeze__pb2
-from couponmesh.coupon.v1 import job_pb2 as couponmesh_dot_coupon_dot_v1_dot_job__pb2
 from couponmesh.coupon.v1 import quote_pb2 as couponmesh_dot_coupon_dot_v1_dot_quote__pb2
 from couponmesh.coupon.v1 import refund_pb2 as couponmesh_dot_coupon_dot_v1_dot_refund__pb2
 from couponmesh.coupon.v1 import reservation_pb2 as couponmesh_dot_coupon_dot_v1_dot_reservation__pb2
@@ -50,16 +49,6 @@ class CouponServiceStub:
                 '/couponmesh.coupon.v1.CouponService/ImportCodes',
                 request_serializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ImportCodesRequest.SerializeToString,
                 response_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ImportCodesResponse.FromString,
-                _registered_method=True)
-        self.ExportCodes = channel.unary_unary(
-                '/couponmesh.coupon.v1.CouponService/ExportCodes',
-                request_serializer=couponmesh_dot_coupon_dot_v1_dot_job__pb2.ExportCodesRequest.SerializeToString,
-                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_job__pb2.ExportCodesResponse.FromString,
-                _registered_method=True)
-        self.GetJob = channel.unary_unary(
-                '/couponmesh.coupon.v1.CouponService/GetJob',
-                request_serializer=couponmesh_dot_coupon_dot_v1_dot_job__pb2.GetJobRequest.SerializeToString,
-                response_deserializer=couponmesh_dot_coupon_dot_v1_dot_job__pb2.GetJobResponse.FromString,
                 _registered_method=True)
         self.ActivateCoupon = channel.unary_unary(
                 '/couponmesh.coupon.v1.CouponService/ActivateCoupon',
@@ -168,12 +157,10 @@ class CouponServiceServicer:
     """
 
     def IssueCoupons(self, request, context):
-        """Issues coupons of a batch: to a user, or as unactivated codes. Up to 1,000
-        are issued at once and answered with their codes. More are issued by a job,
-        which is the answer: GetJob tells how far it is, ExportCodes gives its codes.
+        """Issues coupons of a batch: to a user, or as unactivated codes.
 
         Errors: BATCH_NOT_FOUND, BATCH_BLOCKED, BATCH_EXHAUSTED, COUPON_EXPIRED (the
-        batch is over), CODE_SPACE_EXHAUSTED, ACCOUNT_FROZEN, TOO_MANY_JOBS,
+        batch is over), CODE_SPACE_EXHAUSTED, ACCOUNT_FROZEN,
         IDEMPOTENCY_KEY_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -181,38 +168,11 @@ class CouponServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportCodes(self, request, context):
-        """Takes over codes that another system made. All lines are taken or none:
-        every line is checked before anything is written, no code can be used before
-        all of them can, and a process that dies in between leaves nothing half done.
-
-        Lines in `codes` are imported at once; wrong ones are named in BadRequest
-        ("codes[3].code"), as many as fit, and all of them with validate_only. Lines
-        in `csv` are imported by a job, which is the answer: GetJob lists all wrong
-        lines.
+        """Takes over codes that another system made. All lines are taken or none.
 
         Errors: BATCH_NOT_FOUND, BATCH_BLOCKED, BATCH_EXHAUSTED, COUPON_EXPIRED,
-        TOO_MANY_JOBS, IDEMPOTENCY_KEY_REUSED; and the reason of the first wrong
-        line: CODE_ALREADY_EXISTS, CODE_DUPLICATED, ACCOUNT_FROZEN.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ExportCodes(self, request, context):
-        """Gives the codes of a batch, or of a job, as CSV, page by page. Operators see
-        codes, everybody else masked ones. Each page is noted in a journal of its
-        own before it is given.
-
-        Errors: BATCH_NOT_FOUND, JOB_NOT_FOUND, JOB_NOT_DONE, PAGE_TOKEN_INVALID.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetJob(self, request, context):
-        """Tells how far a job is and, of an import that failed, which lines are wrong.
-
-        Errors: JOB_NOT_FOUND, PAGE_TOKEN_INVALID.
+        CODE_ALREADY_EXISTS, CODE_DUPLICATED, ACCOUNT_FROZEN,
+        IDEMPOTENCY_KEY_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -463,16 +423,6 @@ def add_CouponServiceServicer_to_server(servicer, server):
                     request_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ImportCodesRequest.FromString,
                     response_serializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ImportCodesResponse.SerializeToString,
             ),
-            'ExportCodes': grpc.unary_unary_rpc_method_handler(
-                    servicer.ExportCodes,
-                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_job__pb2.ExportCodesRequest.FromString,
-                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_job__pb2.ExportCodesResponse.SerializeToString,
-            ),
-            'GetJob': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetJob,
-                    request_deserializer=couponmesh_dot_coupon_dot_v1_dot_job__pb2.GetJobRequest.FromString,
-                    response_serializer=couponmesh_dot_coupon_dot_v1_dot_job__pb2.GetJobResponse.SerializeToString,
-            ),
             'ActivateCoupon': grpc.unary_unary_rpc_method_handler(
                     servicer.ActivateCoupon,
                     request_deserializer=couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ActivateCouponRequest.FromString,
@@ -629,60 +579,6 @@ class CouponService:
             '/couponmesh.coupon.v1.CouponService/ImportCodes',
             couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ImportCodesRequest.SerializeToString,
             couponmesh_dot_coupon_dot_v1_dot_coupon__service__pb2.ImportCodesResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ExportCodes(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/couponmesh.coupon.v1.CouponService/ExportCodes',
-            couponmesh_dot_coupon_dot_v1_dot_job__pb2.ExportCodesRequest.SerializeToString,
-            couponmesh_dot_coupon_dot_v1_dot_job__pb2.ExportCodesResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetJob(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/couponmesh.coupon.v1.CouponService/GetJob',
-            couponmesh_dot_coupon_dot_v1_dot_job__pb2.GetJobRequest.SerializeToString,
-            couponmesh_dot_coupon_dot_v1_dot_job__pb2.GetJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

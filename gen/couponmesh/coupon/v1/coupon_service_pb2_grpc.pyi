@@ -7,7 +7,6 @@ from collections import abc as _abc
 from couponmesh.coupon.v1 import audit_pb2 as _audit_pb2
 from couponmesh.coupon.v1 import coupon_service_pb2 as _coupon_service_pb2
 from couponmesh.coupon.v1 import freeze_pb2 as _freeze_pb2
-from couponmesh.coupon.v1 import job_pb2 as _job_pb2
 from couponmesh.coupon.v1 import quote_pb2 as _quote_pb2
 from couponmesh.coupon.v1 import refund_pb2 as _refund_pb2
 from couponmesh.coupon.v1 import reservation_pb2 as _reservation_pb2
@@ -23,39 +22,18 @@ class CouponServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     IssueCoupons: _aio.UnaryUnaryMultiCallable[_coupon_service_pb2.IssueCouponsRequest, _coupon_service_pb2.IssueCouponsResponse]
-    """Issues coupons of a batch: to a user, or as unactivated codes. Up to 1,000
-    are issued at once and answered with their codes. More are issued by a job,
-    which is the answer: GetJob tells how far it is, ExportCodes gives its codes.
+    """Issues coupons of a batch: to a user, or as unactivated codes.
 
     Errors: BATCH_NOT_FOUND, BATCH_BLOCKED, BATCH_EXHAUSTED, COUPON_EXPIRED (the
-    batch is over), CODE_SPACE_EXHAUSTED, ACCOUNT_FROZEN, TOO_MANY_JOBS,
+    batch is over), CODE_SPACE_EXHAUSTED, ACCOUNT_FROZEN,
     IDEMPOTENCY_KEY_REUSED.
     """
     ImportCodes: _aio.UnaryUnaryMultiCallable[_coupon_service_pb2.ImportCodesRequest, _coupon_service_pb2.ImportCodesResponse]
-    """Takes over codes that another system made. All lines are taken or none:
-    every line is checked before anything is written, no code can be used before
-    all of them can, and a process that dies in between leaves nothing half done.
-
-    Lines in `codes` are imported at once; wrong ones are named in BadRequest
-    ("codes[3].code"), as many as fit, and all of them with validate_only. Lines
-    in `csv` are imported by a job, which is the answer: GetJob lists all wrong
-    lines.
+    """Takes over codes that another system made. All lines are taken or none.
 
     Errors: BATCH_NOT_FOUND, BATCH_BLOCKED, BATCH_EXHAUSTED, COUPON_EXPIRED,
-    TOO_MANY_JOBS, IDEMPOTENCY_KEY_REUSED; and the reason of the first wrong
-    line: CODE_ALREADY_EXISTS, CODE_DUPLICATED, ACCOUNT_FROZEN.
-    """
-    ExportCodes: _aio.UnaryUnaryMultiCallable[_job_pb2.ExportCodesRequest, _job_pb2.ExportCodesResponse]
-    """Gives the codes of a batch, or of a job, as CSV, page by page. Operators see
-    codes, everybody else masked ones. Each page is noted in a journal of its
-    own before it is given.
-
-    Errors: BATCH_NOT_FOUND, JOB_NOT_FOUND, JOB_NOT_DONE, PAGE_TOKEN_INVALID.
-    """
-    GetJob: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.GetJobResponse]
-    """Tells how far a job is and, of an import that failed, which lines are wrong.
-
-    Errors: JOB_NOT_FOUND, PAGE_TOKEN_INVALID.
+    CODE_ALREADY_EXISTS, CODE_DUPLICATED, ACCOUNT_FROZEN,
+    IDEMPOTENCY_KEY_REUSED.
     """
     ActivateCoupon: _aio.UnaryUnaryMultiCallable[_coupon_service_pb2.ActivateCouponRequest, _coupon_service_pb2.ActivateCouponResponse]
     """Binds an unactivated code to a user.
@@ -219,12 +197,10 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_service_pb2.IssueCouponsRequest,
         context: _aio.ServicerContext[_coupon_service_pb2.IssueCouponsRequest, _abc.Awaitable[_coupon_service_pb2.IssueCouponsResponse]],
     ) -> _abc.Awaitable[_coupon_service_pb2.IssueCouponsResponse]:
-        """Issues coupons of a batch: to a user, or as unactivated codes. Up to 1,000
-        are issued at once and answered with their codes. More are issued by a job,
-        which is the answer: GetJob tells how far it is, ExportCodes gives its codes.
+        """Issues coupons of a batch: to a user, or as unactivated codes.
 
         Errors: BATCH_NOT_FOUND, BATCH_BLOCKED, BATCH_EXHAUSTED, COUPON_EXPIRED (the
-        batch is over), CODE_SPACE_EXHAUSTED, ACCOUNT_FROZEN, TOO_MANY_JOBS,
+        batch is over), CODE_SPACE_EXHAUSTED, ACCOUNT_FROZEN,
         IDEMPOTENCY_KEY_REUSED.
         """
 
@@ -234,42 +210,11 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_service_pb2.ImportCodesRequest,
         context: _aio.ServicerContext[_coupon_service_pb2.ImportCodesRequest, _abc.Awaitable[_coupon_service_pb2.ImportCodesResponse]],
     ) -> _abc.Awaitable[_coupon_service_pb2.ImportCodesResponse]:
-        """Takes over codes that another system made. All lines are taken or none:
-        every line is checked before anything is written, no code can be used before
-        all of them can, and a process that dies in between leaves nothing half done.
-
-        Lines in `codes` are imported at once; wrong ones are named in BadRequest
-        ("codes[3].code"), as many as fit, and all of them with validate_only. Lines
-        in `csv` are imported by a job, which is the answer: GetJob lists all wrong
-        lines.
+        """Takes over codes that another system made. All lines are taken or none.
 
         Errors: BATCH_NOT_FOUND, BATCH_BLOCKED, BATCH_EXHAUSTED, COUPON_EXPIRED,
-        TOO_MANY_JOBS, IDEMPOTENCY_KEY_REUSED; and the reason of the first wrong
-        line: CODE_ALREADY_EXISTS, CODE_DUPLICATED, ACCOUNT_FROZEN.
-        """
-
-    @_abc_1.abstractmethod
-    def ExportCodes(
-        self,
-        request: _job_pb2.ExportCodesRequest,
-        context: _aio.ServicerContext[_job_pb2.ExportCodesRequest, _abc.Awaitable[_job_pb2.ExportCodesResponse]],
-    ) -> _abc.Awaitable[_job_pb2.ExportCodesResponse]:
-        """Gives the codes of a batch, or of a job, as CSV, page by page. Operators see
-        codes, everybody else masked ones. Each page is noted in a journal of its
-        own before it is given.
-
-        Errors: BATCH_NOT_FOUND, JOB_NOT_FOUND, JOB_NOT_DONE, PAGE_TOKEN_INVALID.
-        """
-
-    @_abc_1.abstractmethod
-    def GetJob(
-        self,
-        request: _job_pb2.GetJobRequest,
-        context: _aio.ServicerContext[_job_pb2.GetJobRequest, _abc.Awaitable[_job_pb2.GetJobResponse]],
-    ) -> _abc.Awaitable[_job_pb2.GetJobResponse]:
-        """Tells how far a job is and, of an import that failed, which lines are wrong.
-
-        Errors: JOB_NOT_FOUND, PAGE_TOKEN_INVALID.
+        CODE_ALREADY_EXISTS, CODE_DUPLICATED, ACCOUNT_FROZEN,
+        IDEMPOTENCY_KEY_REUSED.
         """
 
     @_abc_1.abstractmethod

@@ -586,6 +586,77 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
           }
         }
     """
+    ERROR_REASON_USES_LIMIT_REACHED: _ErrorReason.ValueType  # 68
+    """The user has consumed coupons of the batch as often as its caps allow.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "USES_LIMIT_REACHED",
+          "domain": "couponmesh",
+          "metadata": {
+            "batch_id": "0123456789012345678",
+            "uses_per_user": "3"
+          }
+        }
+    """
+    ERROR_REASON_SPEND_CAP_REACHED: _ErrorReason.ValueType  # 69
+    """What is left of the batch's spend cap does not cover the whole deduction.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "SPEND_CAP_REACHED",
+          "domain": "couponmesh",
+          "metadata": {
+            "batch_id": "0123456789012345678",
+            "deduction": "20.00"
+          }
+        }
+    """
+    ERROR_REASON_ACCOUNT_NOT_FROZEN: _ErrorReason.ValueType  # 70
+    """An account that is not frozen can't be unfrozen.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "ACCOUNT_NOT_FROZEN",
+          "domain": "couponmesh",
+          "metadata": {
+            "user_id": "42"
+          }
+        }
+    """
+    ERROR_REASON_RECALL_STAKE_CHANGED: _ErrorReason.ValueType  # 75
+    """A recall would void more than what was confirmed; the metadata shows what it
+    would void now. Look again, then confirm.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "RECALL_STAKE_CHANGED",
+          "domain": "couponmesh",
+          "metadata": {
+            "batch_id": "0123456789012345678",
+            "coupons": "120",
+            "money": "2400.00"
+          }
+        }
+    """
+    ERROR_REASON_BATCH_RECALLED: _ErrorReason.ValueType  # 76
+    """The batch was recalled: none of its coupons can be issued, activated or
+    consumed any more.
+
+    Example of an ErrorInfo:
+
+        {
+          "reason": "BATCH_RECALLED",
+          "domain": "couponmesh",
+          "metadata": {
+            "batch_id": "0123456789012345678"
+          }
+        }
+    """
     ERROR_REASON_LINES_REQUIRED: _ErrorReason.ValueType  # 60
     """The coupon is valid for some goods only, and the request names no lines.
 
@@ -664,116 +735,6 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         {
           "reason": "COUPONS_REQUIRED",
           "domain": "couponmesh"
-        }
-    """
-    ERROR_REASON_USES_LIMIT_REACHED: _ErrorReason.ValueType  # 68
-    """The user has consumed coupons of the batch as often as its caps allow.
-
-    Example of an ErrorInfo:
-
-        {
-          "reason": "USES_LIMIT_REACHED",
-          "domain": "couponmesh",
-          "metadata": {
-            "batch_id": "0123456789012345678",
-            "uses_per_user": "3"
-          }
-        }
-    """
-    ERROR_REASON_SPEND_CAP_REACHED: _ErrorReason.ValueType  # 69
-    """What is left of the batch's spend cap does not cover the whole deduction.
-
-    Example of an ErrorInfo:
-
-        {
-          "reason": "SPEND_CAP_REACHED",
-          "domain": "couponmesh",
-          "metadata": {
-            "batch_id": "0123456789012345678",
-            "deduction": "20.00"
-          }
-        }
-    """
-    ERROR_REASON_ACCOUNT_NOT_FROZEN: _ErrorReason.ValueType  # 70
-    """An account that is not frozen can't be unfrozen.
-
-    Example of an ErrorInfo:
-
-        {
-          "reason": "ACCOUNT_NOT_FROZEN",
-          "domain": "couponmesh",
-          "metadata": {
-            "user_id": "42"
-          }
-        }
-    """
-    ERROR_REASON_RECALL_STAKE_CHANGED: _ErrorReason.ValueType  # 75
-    """A recall would void more than what was confirmed; the metadata shows what it
-    would void now. Look again, then confirm.
-
-    Example of an ErrorInfo:
-
-        {
-          "reason": "RECALL_STAKE_CHANGED",
-          "domain": "couponmesh",
-          "metadata": {
-            "batch_id": "0123456789012345678",
-            "coupons": "120",
-            "money": "2400.00"
-          }
-        }
-    """
-    ERROR_REASON_BATCH_RECALLED: _ErrorReason.ValueType  # 76
-    """The batch was recalled: none of its coupons can be issued, activated or
-    consumed any more.
-
-    Example of an ErrorInfo:
-
-        {
-          "reason": "BATCH_RECALLED",
-          "domain": "couponmesh",
-          "metadata": {
-            "batch_id": "0123456789012345678"
-          }
-        }
-    """
-    ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 80
-    """No job has this id.
-
-    Example of an ErrorInfo:
-
-        {
-          "reason": "JOB_NOT_FOUND",
-          "domain": "couponmesh",
-          "metadata": {
-            "job_id": "0123456789012345678"
-          }
-        }
-    """
-    ERROR_REASON_JOB_NOT_DONE: _ErrorReason.ValueType  # 81
-    """The job is still under way, so what it makes cannot be exported yet.
-
-    Example of an ErrorInfo:
-
-        {
-          "reason": "JOB_NOT_DONE",
-          "domain": "couponmesh",
-          "metadata": {
-            "job_id": "0123456789012345678"
-          }
-        }
-    """
-    ERROR_REASON_TOO_MANY_JOBS: _ErrorReason.ValueType  # 82
-    """The caller has as many jobs under way as it may have.
-
-    Example of an ErrorInfo:
-
-        {
-          "reason": "TOO_MANY_JOBS",
-          "domain": "couponmesh",
-          "metadata": {
-            "limit": "20"
-          }
         }
     """
 
@@ -1346,6 +1307,77 @@ Example of an ErrorInfo:
       }
     }
 """
+ERROR_REASON_USES_LIMIT_REACHED: ErrorReason.ValueType  # 68
+"""The user has consumed coupons of the batch as often as its caps allow.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "USES_LIMIT_REACHED",
+      "domain": "couponmesh",
+      "metadata": {
+        "batch_id": "0123456789012345678",
+        "uses_per_user": "3"
+      }
+    }
+"""
+ERROR_REASON_SPEND_CAP_REACHED: ErrorReason.ValueType  # 69
+"""What is left of the batch's spend cap does not cover the whole deduction.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "SPEND_CAP_REACHED",
+      "domain": "couponmesh",
+      "metadata": {
+        "batch_id": "0123456789012345678",
+        "deduction": "20.00"
+      }
+    }
+"""
+ERROR_REASON_ACCOUNT_NOT_FROZEN: ErrorReason.ValueType  # 70
+"""An account that is not frozen can't be unfrozen.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "ACCOUNT_NOT_FROZEN",
+      "domain": "couponmesh",
+      "metadata": {
+        "user_id": "42"
+      }
+    }
+"""
+ERROR_REASON_RECALL_STAKE_CHANGED: ErrorReason.ValueType  # 75
+"""A recall would void more than what was confirmed; the metadata shows what it
+would void now. Look again, then confirm.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "RECALL_STAKE_CHANGED",
+      "domain": "couponmesh",
+      "metadata": {
+        "batch_id": "0123456789012345678",
+        "coupons": "120",
+        "money": "2400.00"
+      }
+    }
+"""
+ERROR_REASON_BATCH_RECALLED: ErrorReason.ValueType  # 76
+"""The batch was recalled: none of its coupons can be issued, activated or
+consumed any more.
+
+Example of an ErrorInfo:
+
+    {
+      "reason": "BATCH_RECALLED",
+      "domain": "couponmesh",
+      "metadata": {
+        "batch_id": "0123456789012345678"
+      }
+    }
+"""
 ERROR_REASON_LINES_REQUIRED: ErrorReason.ValueType  # 60
 """The coupon is valid for some goods only, and the request names no lines.
 
@@ -1424,116 +1456,6 @@ Example of an ErrorInfo:
     {
       "reason": "COUPONS_REQUIRED",
       "domain": "couponmesh"
-    }
-"""
-ERROR_REASON_USES_LIMIT_REACHED: ErrorReason.ValueType  # 68
-"""The user has consumed coupons of the batch as often as its caps allow.
-
-Example of an ErrorInfo:
-
-    {
-      "reason": "USES_LIMIT_REACHED",
-      "domain": "couponmesh",
-      "metadata": {
-        "batch_id": "0123456789012345678",
-        "uses_per_user": "3"
-      }
-    }
-"""
-ERROR_REASON_SPEND_CAP_REACHED: ErrorReason.ValueType  # 69
-"""What is left of the batch's spend cap does not cover the whole deduction.
-
-Example of an ErrorInfo:
-
-    {
-      "reason": "SPEND_CAP_REACHED",
-      "domain": "couponmesh",
-      "metadata": {
-        "batch_id": "0123456789012345678",
-        "deduction": "20.00"
-      }
-    }
-"""
-ERROR_REASON_ACCOUNT_NOT_FROZEN: ErrorReason.ValueType  # 70
-"""An account that is not frozen can't be unfrozen.
-
-Example of an ErrorInfo:
-
-    {
-      "reason": "ACCOUNT_NOT_FROZEN",
-      "domain": "couponmesh",
-      "metadata": {
-        "user_id": "42"
-      }
-    }
-"""
-ERROR_REASON_RECALL_STAKE_CHANGED: ErrorReason.ValueType  # 75
-"""A recall would void more than what was confirmed; the metadata shows what it
-would void now. Look again, then confirm.
-
-Example of an ErrorInfo:
-
-    {
-      "reason": "RECALL_STAKE_CHANGED",
-      "domain": "couponmesh",
-      "metadata": {
-        "batch_id": "0123456789012345678",
-        "coupons": "120",
-        "money": "2400.00"
-      }
-    }
-"""
-ERROR_REASON_BATCH_RECALLED: ErrorReason.ValueType  # 76
-"""The batch was recalled: none of its coupons can be issued, activated or
-consumed any more.
-
-Example of an ErrorInfo:
-
-    {
-      "reason": "BATCH_RECALLED",
-      "domain": "couponmesh",
-      "metadata": {
-        "batch_id": "0123456789012345678"
-      }
-    }
-"""
-ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 80
-"""No job has this id.
-
-Example of an ErrorInfo:
-
-    {
-      "reason": "JOB_NOT_FOUND",
-      "domain": "couponmesh",
-      "metadata": {
-        "job_id": "0123456789012345678"
-      }
-    }
-"""
-ERROR_REASON_JOB_NOT_DONE: ErrorReason.ValueType  # 81
-"""The job is still under way, so what it makes cannot be exported yet.
-
-Example of an ErrorInfo:
-
-    {
-      "reason": "JOB_NOT_DONE",
-      "domain": "couponmesh",
-      "metadata": {
-        "job_id": "0123456789012345678"
-      }
-    }
-"""
-ERROR_REASON_TOO_MANY_JOBS: ErrorReason.ValueType  # 82
-"""The caller has as many jobs under way as it may have.
-
-Example of an ErrorInfo:
-
-    {
-      "reason": "TOO_MANY_JOBS",
-      "domain": "couponmesh",
-      "metadata": {
-        "limit": "20"
-      }
     }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
